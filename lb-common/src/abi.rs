@@ -1,0 +1,304 @@
+//! The contract between the kernel program and the daemon: names, capacities, and key and
+//! value layouts of every map.
+//!
+//! Pinned maps outlive the daemon that made them, so every layout here is part of
+//! [`ABI_VERSION`]. Addresses and ports are bytes in network order; all other integers are
+//! in the host's order. `zerocopy` proves at compile time that no layout has padding.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
+
+use crate::{address::Address, counters, flow};
+
+/// Changes with any change of a map's name, capacity, key or value below.
+pub const ABI_VERSION: u32 = 1;
+
+/// How many of each thing one instance can hold.
+pub mod capacity {
+    /// Services of one instance.
+    pub const SERVICES: usize = 4096;
+    /// Backends of one instance: indices are 16 bits, 0 means "none".
+    pub const BACKENDS: usize = 65_536;
+    /// Distinct ways out: (interface, source MAC, tunnel source address); 0 means "unresolved".
+    pub const EGRESSES: usize = 256;
+    /// Words of the VIP filter.
+    pub const FILTER_WORDS: usize = 1024;
+    /// Slots packed into one array element: a 64-byte line.
+    pub const SLOTS_PER_LINE: usize = 32;
+    /// Most slots of one service: the largest prime below 2^20.
+    pub const MAX_SLOTS: u32 = 1_048_573;
+    /// Backends whose counters share one element of a per-CPU array: one kernel allocation
+    /// serves that many, and the element stays below the 32 KiB limit of per-CPU values.
+    pub const COUNTERS_PER_CHUNK: usize = 64;
+    /// Elements of the per-CPU counter arrays.
+    pub const COUNTER_CHUNKS: usize = BACKENDS / COUNTERS_PER_CHUNK;
+    /// Flow entries when the daemon does not say otherwise.
+    pub const FLOWS: usize = 1 << 20;
+}
+
+/// Names of the maps: in the object file, and of their pins.
+pub mod map {
+    /// Array, one [`Settings`](super::Settings): written by the daemon, read by every packet.
+    pub const SETTINGS: &str = "SETTINGS";
+    /// Array, one [`VipFilter`](super::VipFilter).
+    pub const VIP_FILTER: &str = "VIP_FILTER";
+    /// Hash of the VIPs' [`Address`](crate::address::Address)es: what the filter says, exactly. The
+    /// values mean nothing.
+    pub const VIPS: &str = "VIPS";
+    /// Array, mmapable, of [`flow::Group`](crate::flow::Group): written by packets and the sweep.
+    pub const FLOWS: &str = "FLOWS";
+    /// Array, mmapable, of [`FlowRecord`](super::FlowRecord): same index as the flow's word.
+    pub const FLOW_RECORDS: &str = "FLOW_RECORDS";
+    /// Hash of [`ServiceKey`](super::ServiceKey) to a `u32` index into `SERVICES`.
+    pub const SERVICE_INDEX: &str = "SERVICE_INDEX";
+    /// Array of [`Service`](super::Service).
+    pub const SERVICES: &str = "SERVICES";
+    /// Array of maps, by service index: an array of [`SlotLine`](super::SlotLine) each.
+    pub const SLOTS: &str = "SLOTS";
+    /// Array of [`Backend`](super::Backend), by backend index.
+    pub const BACKENDS: &str = "BACKENDS";
+    /// Array of [`Egress`](super::Egress).
+    pub const EGRESSES: &str = "EGRESSES";
+    /// Per-CPU array of chunks of [`Traffic`](super::Traffic), by backend index.
+    pub const TRAFFIC: &str = "TRAFFIC";
+    /// Per-CPU array of chunks of [`Events`](super::Events), by backend index.
+    pub const EVENTS: &str = "EVENTS";
+    /// Per-CPU array, one element: a count per [`Reason`](crate::reason::Reason).
+    pub const REASONS: &str = "REASONS";
+
+    /// Every map of the kernel program.
+    pub const ALL: [&str; 13] = [
+        SETTINGS,
+        VIP_FILTER,
+        VIPS,
+        FLOWS,
+        FLOW_RECORDS,
+        SERVICE_INDEX,
+        SERVICES,
+        SLOTS,
+        BACKENDS,
+        EGRESSES,
+        TRAFFIC,
+        EVENTS,
+        REASONS,
+    ];
+}
+
+/// Kernel's flag: the array can be mapped into the daemon's memory (Linux 5.5).
+pub const BPF_F_MMAPABLE: usize = 1 << 10;
+/// Kernel's flag: arrays of different lengths may stand in one array of maps (Linux 5.10).
+pub const BPF_F_INNER_MAP: usize = 1 << 12;
+/// Flags of the arrays of slots in `SLOTS`.
+pub const SLOT_FLAGS: usize = BPF_F_INNER_MAP | BPF_F_MMAPABLE;
+
+/// What every packet needs to know; one element. Written whole by the daemon.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Settings {
+    /// [`ABI_VERSION`] of the writer; 0: not written yet, every frame is passed.
+    pub abi_version: u32,
+    /// Jiffies a second of this kernel (`CONFIG_HZ`), as measured by the daemon.
+    pub hz: u32,
+    /// A flow's tick is `jiffies64 >> tick_shift`, modulo 256.
+    pub tick_shift: u32,
+    /// Groups of the flow table minus one; the number of groups is a power of two.
+    pub flow_mask: u32,
+    /// Ticks of silence after which a flow is forgotten, by [`flow::State`].
+    pub idle_ticks: [u8; 8],
+    /// A SYN moves an established flow only after this many silent ticks (10 s).
+    pub reuse_ticks: u32,
+    /// The network namespace it is attached in: inode number of `/proc/self/ns/net`.
+    pub network_namespace: u32,
+    /// Identifies the object file of the attached program (first 8 bytes of its SHA-256).
+    pub object_id: u64,
+    /// What the hash keys and the Maglev tables derive from; shared between balancers.
+    pub seed: [u8; 32],
+    /// Keys of the flow hash, derived from `seed`.
+    pub hash_keys: [u64; crate::hash::KEYS],
+}
+
+/// One bit in a 64-bit word, chosen by hash, for each VIP address: tells frames that are
+/// certainly not for us from the rest without a map lookup. 8 KiB, so it lives in L1.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct VipFilter {
+    /// The words; see [`service::filter_position`](crate::service::filter_position).
+    pub words: [u64; capacity::FILTER_WORDS],
+}
+
+/// A service's identity: VIP address, port and protocol.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct ServiceKey {
+    /// The VIP.
+    pub address: Address,
+    /// Its port, network order.
+    pub port: [u8; 2],
+    /// IP protocol number; 6, TCP.
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: [u8; 5],
+}
+
+/// A service, by index.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Service {
+    /// Its identity; compared after a hit in the flow table.
+    pub key: ServiceKey,
+    /// Slots of its Maglev table; 0: no service at this index.
+    pub slots: u32,
+    /// [`Affinity`](crate::service::Affinity) as a number.
+    pub affinity: u8,
+    /// Zero.
+    pub reserved: [u8; 3],
+}
+
+/// Part of a service's Maglev table: backend indices, 0 where no backend takes new flows.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(8))]
+pub struct SlotLine {
+    /// Backend indices in host order.
+    pub backends: [u16; capacity::SLOTS_PER_LINE],
+}
+
+/// A backend, by index: half a cache line, all a known flow's packet needs.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Backend {
+    /// The backend's own address: the tunnel's destination.
+    pub address: Address,
+    /// Where its frames go next.
+    pub next_hop: NextHop,
+    /// Index of its [`Service`].
+    pub service: u16,
+    /// MTU of the route in bytes of IP packet; 0: unknown, not checked.
+    pub mtu: u16,
+    /// The backend's port, network order.
+    pub port: [u8; 2],
+    /// [`BackendState`](crate::service::BackendState) as a number.
+    pub state: u8,
+    /// [`Forwarding`](crate::forward::Forwarding) as a number.
+    pub forwarding: u8,
+}
+
+/// A MAC address and the index of an [`Egress`], in one word: both change at once, so that no
+/// frame leaves with the new one of one and the old one of the other.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(transparent)]
+pub struct NextHop(u64);
+
+impl NextHop {
+    /// Not resolved.
+    pub const UNRESOLVED: Self = Self(0);
+
+    /// A resolved next hop; `egress` is not 0.
+    pub const fn new(mac: [u8; 6], egress: u16) -> Self {
+        let [a, b, c, d, e, f] = mac;
+        let [g, h] = egress.to_ne_bytes();
+        Self(u64::from_ne_bytes([a, b, c, d, e, f, g, h]))
+    }
+
+    /// The MAC address.
+    #[inline(always)]
+    pub const fn mac(self) -> [u8; 6] {
+        let [a, b, c, d, e, f, _, _] = self.0.to_ne_bytes();
+        [a, b, c, d, e, f]
+    }
+
+    /// Index of the [`Egress`]; 0: not resolved.
+    #[inline(always)]
+    pub const fn egress(self) -> u16 {
+        let [.., g, h] = self.0.to_ne_bytes();
+        u16::from_ne_bytes([g, h])
+    }
+}
+
+/// A way out of this host, shared by the backends behind it.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Hash, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Egress {
+    /// Outer source of IPv6 tunnels.
+    pub source_v6: Address,
+    /// Outer source of IPv4 tunnels.
+    pub source_v4: [u8; 4],
+    /// Bits of `source_v4` that the flow's hash fills, so that the backend's NIC spreads load.
+    pub spread_v4: [u8; 4],
+    /// The same for the last four bytes of `source_v6`.
+    pub spread_v6: [u8; 4],
+    /// Interface index.
+    pub ifindex: u32,
+    /// The interface's MAC.
+    pub source_mac: [u8; 6],
+    /// Zero.
+    pub reserved: [u8; 2],
+}
+
+/// What a listing shows of a flow beyond its word; written once, when it is inserted.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct FlowRecord {
+    /// The client's address.
+    pub client: Address,
+    /// `jiffies64` when the flow was inserted.
+    pub start: u64,
+    /// The client's port, network order.
+    pub client_port: [u8; 2],
+    /// The VIP's port, network order.
+    pub vip_port: [u8; 2],
+    /// Zero.
+    pub reserved: [u8; 4],
+}
+
+/// Traffic of one backend on one CPU.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Traffic {
+    /// Frames forwarded to it.
+    pub packets: u64,
+    /// Their bytes, as received: Ethernet header included, tunnel header not.
+    pub bytes: u64,
+}
+
+/// Rare happenings of one backend on one CPU, by [`counters::Event`].
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct Events {
+    /// Counts.
+    pub counts: [u64; counters::EVENTS],
+}
+
+/// One element of `TRAFFIC`.
+pub type TrafficChunk = [Traffic; capacity::COUNTERS_PER_CHUNK];
+/// One element of `EVENTS`.
+pub type EventsChunk = [Events; capacity::COUNTERS_PER_CHUNK];
+/// The element of `REASONS`; longer than the list of reasons, so that a newer one fits.
+pub type ReasonCounts = [u64; 64];
+
+const _: () = {
+    assert!(size_of::<Settings>() == 168);
+    assert!(size_of::<VipFilter>() == 8192);
+    assert!(size_of::<ServiceKey>() == 24);
+    assert!(size_of::<Service>() == 32);
+    assert!(size_of::<SlotLine>() == 64);
+    assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<Egress>() == 40);
+    assert!(size_of::<FlowRecord>() == 32);
+    assert!(size_of::<flow::Group>() == 128);
+    assert!(size_of::<EventsChunk>() <= 32 << 10);
+};

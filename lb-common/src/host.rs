@@ -1,0 +1,284 @@
+//! The tables in host memory: what stands in the place of the kernel's maps in tests.
+//!
+//! [`sample`] has an instance with services of every kind, and frames for it field by field;
+//! [`corpus`] the frames of the wild, each with what becomes of it. The kernel's maps can be
+//! filled from the same [`HostTables`], so both sides decide on the same grounds.
+
+pub mod corpus;
+pub mod sample;
+
+use core::sync::atomic::{AtomicU64, Ordering};
+use std::{boxed::Box, cell::RefCell, collections::BTreeMap, sync::Arc, vec, vec::Vec};
+
+use zerocopy::FromZeros as _;
+
+use crate::{
+    abi::{
+        ABI_VERSION, Backend, Egress, FlowRecord, Service, ServiceKey, Settings, Traffic, VipFilter,
+    },
+    address::Address,
+    counters::Event,
+    flow::{self, Entry, GROUP, State, Words},
+    hash,
+    parse::Segment,
+    reason::Reason,
+    service,
+    tables::Tables,
+};
+
+/// Everything the data plane knows and remembers.
+pub struct HostTables {
+    /// What every packet needs to know; `abi_version` 0: not written yet.
+    pub settings: Settings,
+    /// The VIP filter.
+    pub filter: Box<VipFilter>,
+    /// By service index.
+    pub services: Vec<HostService>,
+    /// By backend index; nobody has index 0.
+    pub backends: Vec<Backend>,
+    /// By index; 0 is none.
+    pub egresses: Vec<Egress>,
+    flows: Arc<[AtomicU64]>,
+    records: RefCell<BTreeMap<u32, FlowRecord>>,
+    counted: RefCell<Counted>,
+}
+
+/// A service and its Maglev table.
+pub struct HostService {
+    /// Its record.
+    pub service: Service,
+    /// Whether it is found by its key.
+    pub listed: bool,
+    /// Backend indices; 0: none.
+    pub slots: Vec<u16>,
+}
+
+/// All that was counted, without what was not.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Counted {
+    /// By the reason's name.
+    pub reasons: BTreeMap<&'static str, u64>,
+    /// By backend index.
+    pub traffic: BTreeMap<u16, Traffic>,
+    /// By backend index and the event's name.
+    pub events: BTreeMap<(u16, &'static str), u64>,
+}
+
+impl Counted {
+    /// How often a reason was given.
+    pub fn reason(&self, reason: Reason) -> u64 {
+        self.reasons.get(reason.name()).copied().unwrap_or(0)
+    }
+
+    /// How often something happened to a backend's flows.
+    pub fn event(&self, backend: u16, event: Event) -> u64 {
+        self.events.get(&(backend, event.name())).copied().unwrap_or(0)
+    }
+
+    /// Frames that were forwarded.
+    pub fn packets(&self) -> u64 {
+        self.traffic.values().map(|traffic| traffic.packets).sum()
+    }
+}
+
+impl HostTables {
+    /// Empty tables; `flows` words in the flow table, a power of two and at least a group.
+    pub fn new(flows: usize) -> Self {
+        assert!(flows.is_power_of_two() && flows >= GROUP, "{flows} flows");
+        let mut idle_ticks = [0; 8];
+        // As the daemon sets them at 250 Hz: 60, 900, 900, 10 and 5 seconds.
+        for (state, ticks) in State::ALL.into_iter().zip([16, 221, 221, 4, 3]) {
+            idle_ticks[state as usize] = ticks;
+        }
+        Self {
+            settings: Settings {
+                abi_version: ABI_VERSION,
+                hz: 250,
+                tick_shift: 10,
+                flow_mask: (flows / GROUP - 1) as u32,
+                idle_ticks,
+                reuse_ticks: 4,
+                hash_keys: Random(7).array(),
+                ..Settings::new_zeroed()
+            },
+            filter: Box::new(VipFilter::new_zeroed()),
+            services: Vec::new(),
+            backends: vec![Backend::default()],
+            egresses: vec![Egress::default()],
+            flows: (0..flows).map(|_| AtomicU64::new(0)).collect(),
+            records: RefCell::default(),
+            counted: RefCell::default(),
+        }
+    }
+
+    /// Adds a way out; tells its index.
+    pub fn add_egress(&mut self, egress: Egress) -> u16 {
+        self.egresses.push(egress);
+        (self.egresses.len() - 1) as u16
+    }
+
+    /// Adds a backend; tells its index.
+    pub fn add_backend(&mut self, backend: Backend) -> u16 {
+        self.backends.push(backend);
+        (self.backends.len() - 1) as u16
+    }
+
+    /// Adds a service that can be found; tells its index.
+    pub fn add_service(&mut self, service: Service, slots: Vec<u16>) -> u16 {
+        let (word, mask) = service::filter_position(service.key.address);
+        self.filter.words[word] |= mask;
+        self.services.push(HostService { service, listed: true, slots });
+        (self.services.len() - 1) as u16
+    }
+
+    /// Every word of the flow table.
+    pub fn flow_words(&self) -> &[AtomicU64] {
+        &self.flows
+    }
+
+    /// Index of the word that holds a flow, if one does.
+    pub fn position(&self, segment: &Segment) -> Option<usize> {
+        let hash = hash::of_flow(segment, &self.settings.hash_keys);
+        let index = flow::group_index(hash, &self.settings);
+        let found = flow::find(&self.flow_group(index)?, hash)?;
+        Some(index as usize * GROUP + found.index)
+    }
+
+    /// What is known of a flow.
+    pub fn entry(&self, segment: &Segment) -> Option<Entry> {
+        Some(Entry(self.flows[self.position(segment)?].load(Ordering::Relaxed)))
+    }
+
+    /// What was recorded of flows, by the index of their words.
+    pub fn records(&self) -> BTreeMap<u32, FlowRecord> {
+        self.records.borrow().clone()
+    }
+
+    /// What was counted since the last call.
+    pub fn take_counted(&self) -> Counted {
+        self.counted.take()
+    }
+}
+
+/// A group of a table on the host.
+pub struct HostGroup {
+    flows: Arc<[AtomicU64]>,
+    first: usize,
+}
+
+impl Words for HostGroup {
+    fn load(&self, index: usize) -> u64 {
+        self.flows[self.first + index].load(Ordering::Relaxed)
+    }
+
+    fn replace(&self, index: usize, old: u64, new: u64) -> bool {
+        self.flows[self.first + index]
+            .compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed)
+            .is_ok()
+    }
+}
+
+impl Tables for HostTables {
+    type Group = HostGroup;
+
+    fn settings(&self) -> Option<&Settings> {
+        Some(&self.settings).filter(|settings| settings.abi_version != 0)
+    }
+
+    fn filter_word(&self, index: usize) -> u64 {
+        self.filter.words[index]
+    }
+
+    fn is_vip(&self, address: Address) -> bool {
+        self.services.iter().any(|service| service.service.key.address == address)
+    }
+
+    fn flow_group(&self, index: u32) -> Option<HostGroup> {
+        let first = index as usize * GROUP;
+        (first < self.flows.len()).then(|| HostGroup { flows: Arc::clone(&self.flows), first })
+    }
+
+    fn record_flow(&self, index: u32, record: FlowRecord) {
+        self.records.borrow_mut().insert(index, record);
+    }
+
+    fn service_index(&self, key: &ServiceKey) -> Option<u16> {
+        self.services
+            .iter()
+            .position(|service| service.listed && service.service.key == *key)
+            .map(|index| index as u16)
+    }
+
+    fn service(&self, index: u16) -> Option<&Service> {
+        let service = &self.services.get(usize::from(index))?.service;
+        Some(service).filter(|service| service.slots != 0)
+    }
+
+    fn slot(&self, service: u16, slot: u32) -> u16 {
+        let slots = self.services.get(usize::from(service)).map(|service| &service.slots);
+        slots.and_then(|slots| slots.get(slot as usize)).copied().unwrap_or(0)
+    }
+
+    fn backend(&self, index: u16) -> Option<&Backend> {
+        self.backends.get(usize::from(index))
+    }
+
+    fn egress(&self, index: u16) -> Option<&Egress> {
+        self.egresses.get(usize::from(index))
+    }
+
+    fn count_traffic(&self, backend: u16, bytes: u64) {
+        let mut counted = self.counted.borrow_mut();
+        let traffic = counted.traffic.entry(backend).or_default();
+        traffic.packets += 1;
+        traffic.bytes += bytes;
+    }
+
+    fn count_event(&self, backend: u16, event: Event) {
+        *self.counted.borrow_mut().events.entry((backend, event.name())).or_default() += 1;
+    }
+
+    fn count_reason(&self, reason: Reason) {
+        *self.counted.borrow_mut().reasons.entry(reason.name()).or_default() += 1;
+    }
+}
+
+/// Numbers that look random and are the same on every machine: SplitMix64 (Steele, Lea and
+/// Flood, "Fast splittable pseudorandom number generators", OOPSLA 2014).
+#[derive(Clone, Debug)]
+pub struct Random(pub u64);
+
+impl Random {
+    /// The next number.
+    pub fn word(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let z = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        let z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    /// The next number below `end`, which is not 0.
+    pub fn below(&mut self, end: usize) -> usize {
+        (self.word() % end as u64) as usize
+    }
+
+    /// True once in `times`.
+    pub fn one_in(&mut self, times: usize) -> bool {
+        self.below(times) == 0
+    }
+
+    /// One of these.
+    pub fn choose<'c, T>(&mut self, among: &'c [T]) -> &'c T {
+        &among[self.below(among.len())]
+    }
+
+    /// The next numbers.
+    pub fn array<const N: usize>(&mut self) -> [u64; N] {
+        core::array::from_fn(|_| self.word())
+    }
+
+    /// Bytes.
+    pub fn bytes(&mut self, count: usize) -> Vec<u8> {
+        (0..count).map(|_| self.word() as u8).collect()
+    }
+}

@@ -1,0 +1,372 @@
+//! A sample instance with services of every kind, and clients' frames field by field.
+//!
+//! Each service has three backends. All live on one Ethernet: the clients' frames come from a
+//! router, and what is forwarded goes to a backend's MAC.
+
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{vec, vec::Vec};
+
+use super::{HostTables, Random};
+use crate::{
+    abi::{Backend, Egress, NextHop, Service, ServiceKey},
+    address::Address,
+    forward::Forwarding,
+    frame::HostFrame,
+    maglev::{self, Member, Progress},
+    parse::Family,
+    service::{Affinity, BackendState},
+    wire::{self, Tcp},
+};
+
+/// Slots of each sample service: prime.
+pub const SLOTS: u32 = 251;
+/// Backends of each sample service.
+pub const BACKENDS: u16 = 3;
+/// Interface where the clients' frames arrive.
+pub const INTERFACE: u32 = 1;
+/// Interface behind which the backends of [`Purpose::Elsewhere`] are.
+pub const OTHER_INTERFACE: u32 = 2;
+/// The balancer's MAC on [`INTERFACE`].
+pub const BALANCER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 1];
+/// The balancer's MAC on [`OTHER_INTERFACE`].
+pub const OTHER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 2];
+/// The router's MAC, from which clients' frames come.
+pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
+/// The balancer's address: outer source of IPv4 tunnels.
+pub const BALANCER_V4: [u8; 4] = [198, 18, 0, 1];
+/// The balancer's address: outer source of IPv6 tunnels.
+pub const BALANCER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+/// MTU of the backends' routes.
+pub const MTU: u16 = 1500;
+
+/// Both IP versions.
+pub const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
+
+/// What a sample service is there to show.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Purpose {
+    /// New MAC addresses.
+    L2,
+    /// A tunnel over IPv4.
+    InIpv4,
+    /// A tunnel over IPv6.
+    InIpv6,
+    /// A tunnel over IPv4 whose outer source is spread over 198.19.0.0/16.
+    SpreadIpv4,
+    /// A tunnel over IPv6 whose outer source is spread over 2001:db8:2::/96.
+    SpreadIpv6,
+    /// Clients stay with one backend.
+    SourceIp,
+    /// The backends are behind another interface.
+    Elsewhere,
+    /// The backends' neighbours are not resolved.
+    Unresolved,
+    /// No backend takes new flows.
+    Empty,
+}
+
+impl Purpose {
+    /// All of them.
+    pub const ALL: [Self; 9] = [
+        Self::L2,
+        Self::InIpv4,
+        Self::InIpv6,
+        Self::SpreadIpv4,
+        Self::SpreadIpv6,
+        Self::SourceIp,
+        Self::Elsewhere,
+        Self::Unresolved,
+        Self::Empty,
+    ];
+
+    const fn forwarding(self) -> Forwarding {
+        match self {
+            Self::InIpv4 | Self::InIpv6 | Self::SpreadIpv4 | Self::SpreadIpv6 => Forwarding::Ipip,
+            Self::L2 | Self::SourceIp | Self::Elsewhere | Self::Unresolved | Self::Empty => {
+                Forwarding::L2
+            }
+        }
+    }
+
+    /// Family of the backends' addresses.
+    const fn backends(self, vip: Family) -> Family {
+        match self {
+            Self::InIpv4 | Self::SpreadIpv4 => Family::Ipv4,
+            Self::InIpv6 | Self::SpreadIpv6 => Family::Ipv6,
+            Self::L2 | Self::SourceIp | Self::Elsewhere | Self::Unresolved | Self::Empty => vip,
+        }
+    }
+
+    /// Index of the [`Egress`].
+    const fn egress(self) -> u16 {
+        match self {
+            Self::Elsewhere => 2,
+            Self::SpreadIpv4 | Self::SpreadIpv6 => 3,
+            Self::Unresolved => 0,
+            Self::L2 | Self::InIpv4 | Self::InIpv6 | Self::SourceIp | Self::Empty => 1,
+        }
+    }
+}
+
+/// A VIP: 203.0.113.10 for L2, .20 and so on for the others; 2001:db8:f00d::10 and so on.
+pub const fn vip(purpose: Purpose, family: Family) -> SocketAddr {
+    let number = (purpose as u8 + 1) * 10;
+    let address = match family {
+        Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(203, 0, 113, number)),
+        Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(
+            0x2001,
+            0xdb8,
+            0xf00d,
+            0,
+            0,
+            0,
+            0,
+            // So that the decimal number can be read in it.
+            (number / 10 * 16) as u16,
+        )),
+    };
+    SocketAddr::new(address, 80)
+}
+
+/// A client with this number and port, 198.51.0.0 and 2001:db8:c:: onwards.
+pub const fn client(family: Family, number: u16, port: u16) -> SocketAddr {
+    let [high, low] = number.to_be_bytes();
+    let address = match family {
+        Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(198, 51, high, low)),
+        Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xc, 0, 0, 0, 0, number)),
+    };
+    SocketAddr::new(address, port)
+}
+
+/// Index of a service.
+pub const fn service(purpose: Purpose, family: Family) -> u16 {
+    purpose as u16 * 2 + family as u16
+}
+
+/// Index of a service's backend; `number` is below [`BACKENDS`].
+pub const fn backend(purpose: Purpose, family: Family, number: u16) -> u16 {
+    1 + service(purpose, family) * BACKENDS + number
+}
+
+/// The MAC of a backend by index.
+pub const fn mac(backend: u16) -> [u8; 6] {
+    let [high, low] = backend.to_be_bytes();
+    [2, 0, 0, 1, high, low]
+}
+
+/// The address of a backend by index.
+pub const fn backend_address(backend: u16, family: Family) -> IpAddr {
+    let [high, low] = backend.to_be_bytes();
+    match family {
+        Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(198, 18, 1 + high, low)),
+        Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 1, backend)),
+    }
+}
+
+/// The key of a service.
+pub fn key(vip: SocketAddr) -> ServiceKey {
+    ServiceKey {
+        address: vip.ip().into(),
+        port: vip.port().to_be_bytes(),
+        protocol: wire::TCP,
+        reserved: [0; 5],
+    }
+}
+
+/// The sample instance, with so many words in its flow table.
+pub fn tables(flows: usize) -> HostTables {
+    let mut tables = HostTables::new(flows);
+    let egress = Egress {
+        source_v6: Address::v6(BALANCER_V6.octets()),
+        source_v4: BALANCER_V4,
+        ifindex: INTERFACE,
+        source_mac: BALANCER_MAC,
+        ..Egress::default()
+    };
+    tables.add_egress(egress);
+    tables.add_egress(Egress { ifindex: OTHER_INTERFACE, source_mac: OTHER_MAC, ..egress });
+    tables.add_egress(Egress {
+        source_v6: Address::v6(Ipv6Addr::new(0x2001, 0xdb8, 2, 0, 0, 0, 0, 0).octets()),
+        source_v4: [198, 19, 0, 0],
+        spread_v4: [0, 0, 255, 255],
+        spread_v6: [255; 4],
+        ..egress
+    });
+    for purpose in Purpose::ALL {
+        for family in FAMILIES {
+            add_service(&mut tables, purpose, family);
+        }
+    }
+    tables
+}
+
+fn add_service(tables: &mut HostTables, purpose: Purpose, family: Family) {
+    let mut members = Vec::new();
+    for number in 0..BACKENDS {
+        let index = backend(purpose, family, number);
+        let egress = purpose.egress();
+        let next_hop =
+            if egress == 0 { NextHop::UNRESOLVED } else { NextHop::new(mac(index), egress) };
+        let added = tables.add_backend(Backend {
+            address: backend_address(index, purpose.backends(family)).into(),
+            next_hop,
+            service: service(purpose, family),
+            mtu: MTU,
+            port: 80u16.to_be_bytes(),
+            state: BackendState::Forward as u8,
+            forwarding: purpose.forwarding() as u8,
+        });
+        assert_eq!(added, index, "the backends are added in the order of their indices");
+        members.push(Member {
+            backend: index,
+            weight: u16::from(purpose != Purpose::Empty),
+            hashes: Random(u64::from(index)).array(),
+        });
+    }
+    let mut slots = vec![0; SLOTS as usize];
+    maglev::fill(&members, &mut slots, &mut [Progress::default(); BACKENDS as usize]);
+    let affinity = if purpose == Purpose::SourceIp { Affinity::SourceIp } else { Affinity::None };
+    let service = Service {
+        key: key(vip(purpose, family)),
+        slots: SLOTS,
+        affinity: affinity as u8,
+        reserved: [0; 3],
+    };
+    tables.add_service(service, slots);
+}
+
+/// A client's frame, field by field.
+#[derive(Clone, Debug)]
+pub struct ClientFrame {
+    /// VLAN tags: EtherType and tag control information.
+    pub tags: Vec<[u8; 4]>,
+    /// From whom.
+    pub client: SocketAddr,
+    /// To whom; of the client's family.
+    pub vip: SocketAddr,
+    /// DSCP and ECN.
+    pub traffic_class: u8,
+    /// IPv4 options, a multiple of four bytes.
+    pub ip_options: Vec<u8>,
+    /// IPv6 extension headers: the number of each, and what follows its "next header" field.
+    pub extensions: Vec<(u8, Vec<u8>)>,
+    /// TCP flags.
+    pub flags: u8,
+    /// Sequence number.
+    pub sequence: u32,
+    /// Acknowledgement number.
+    pub acknowledgement: u32,
+    /// TCP options, a multiple of four bytes.
+    pub tcp_options: Vec<u8>,
+    /// What TCP carries.
+    pub payload: Vec<u8>,
+    /// Bytes behind the packet.
+    pub padding: usize,
+}
+
+impl ClientFrame {
+    /// An ACK of the client with this number for a sample service.
+    pub fn new(purpose: Purpose, family: Family, number: u16) -> Self {
+        Self {
+            tags: Vec::new(),
+            client: client(family, number, 40_000),
+            vip: vip(purpose, family),
+            traffic_class: 0,
+            ip_options: Vec::new(),
+            extensions: Vec::new(),
+            flags: Tcp::ACK,
+            sequence: 1000,
+            acknowledgement: 2000,
+            tcp_options: Vec::new(),
+            payload: Vec::new(),
+            padding: 0,
+        }
+    }
+
+    /// With other flags.
+    pub fn with_flags(self, flags: u8) -> Self {
+        Self { flags, ..self }
+    }
+
+    /// The frame.
+    pub fn frame(&self) -> HostFrame {
+        let mut bytes = Vec::new();
+        bytes.extend(BALANCER_MAC);
+        bytes.extend(ROUTER_MAC);
+        bytes.extend(self.tags.iter().flatten());
+        match (self.client.ip(), self.vip.ip()) {
+            (IpAddr::V4(client), IpAddr::V4(vip)) => self.ipv4(&mut bytes, client, vip),
+            (IpAddr::V6(client), IpAddr::V6(vip)) => self.ipv6(&mut bytes, client, vip),
+            _ => panic!("{} and {} are of different families", self.client, self.vip),
+        }
+        bytes.extend((0..self.padding).map(|i| 0xe0 | i as u8));
+        HostFrame::new(bytes)
+    }
+
+    fn ipv4(&self, bytes: &mut Vec<u8>, client: Ipv4Addr, vip: Ipv4Addr) {
+        let header_length = 20 + self.ip_options.len();
+        let tcp = self.tcp(&client.octets(), &vip.octets());
+        let mut header = vec![0x40 | (header_length / 4) as u8, self.traffic_class];
+        header.extend(((header_length + tcp.len()) as u16).to_be_bytes());
+        header.extend([0x12, 0x34, 0x40, 0x00, 63, 6, 0, 0]);
+        header.extend(client.octets());
+        header.extend(vip.octets());
+        header.extend(&self.ip_options);
+        let checksum = internet_checksum(&[&header]);
+        header[10..12].copy_from_slice(&checksum);
+        bytes.extend([0x08, 0x00]);
+        bytes.extend(header);
+        bytes.extend(tcp);
+    }
+
+    fn ipv6(&self, bytes: &mut Vec<u8>, client: Ipv6Addr, vip: Ipv6Addr) {
+        let tcp = self.tcp(&client.octets(), &vip.octets());
+        let mut payload = Vec::new();
+        let mut kinds = self.extensions.iter().map(|(kind, _)| *kind).chain([6]);
+        let first = kinds.next().unwrap_or(6);
+        for ((_, content), next) in self.extensions.iter().zip(kinds) {
+            payload.push(next);
+            payload.extend(content);
+        }
+        payload.extend(tcp);
+        bytes.extend([0x86, 0xdd]);
+        bytes.extend((6 << 28 | u32::from(self.traffic_class) << 20 | 0xbeef).to_be_bytes());
+        bytes.extend((payload.len() as u16).to_be_bytes());
+        bytes.extend([first, 63]);
+        bytes.extend(client.octets());
+        bytes.extend(vip.octets());
+        bytes.extend(payload);
+    }
+
+    fn tcp(&self, client: &[u8], vip: &[u8]) -> Vec<u8> {
+        let mut tcp = Vec::new();
+        tcp.extend(self.client.port().to_be_bytes());
+        tcp.extend(self.vip.port().to_be_bytes());
+        tcp.extend(self.sequence.to_be_bytes());
+        tcp.extend(self.acknowledgement.to_be_bytes());
+        tcp.extend([((5 + self.tcp_options.len() / 4) << 4) as u8, self.flags]);
+        tcp.extend([0xfa, 0xf0, 0, 0, 0, 0]);
+        tcp.extend(&self.tcp_options);
+        tcp.extend(&self.payload);
+        let checksum = tcp_checksum(client, vip, &tcp);
+        tcp[16..18].copy_from_slice(&checksum);
+        tcp
+    }
+}
+
+/// The checksum of a TCP segment and its pseudo header (RFC 9293 §3.1, RFC 8200 §8.1).
+pub fn tcp_checksum(source: &[u8], destination: &[u8], tcp: &[u8]) -> [u8; 2] {
+    let [a, b] = (tcp.len() as u16).to_be_bytes();
+    internet_checksum(&[source, destination, &[0, wire::TCP, a, b], tcp])
+}
+
+/// The Internet checksum as RFC 1071 §4.1 has it, word by word in network order: slow, and
+/// plainly right. Of several parts, all but the last have an even length.
+pub fn internet_checksum(parts: &[&[u8]]) -> [u8; 2] {
+    let mut sum = 0u32;
+    for pair in parts.iter().flat_map(|part| part.chunks(2)) {
+        sum += u32::from(u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)]));
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    (!(sum as u16)).to_be_bytes()
+}

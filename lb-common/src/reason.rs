@@ -1,0 +1,111 @@
+//! The one list of reasons: why a frame got the verdict it got.
+//!
+//! Metrics, `sluice reasons`, the docs and the golden frames are made from this list. A frame
+//! that is forwarded needs no reason: it is counted with its backend.
+
+/// What becomes of a frame that is not forwarded.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub enum Class {
+    /// Left to the kernel, untouched.
+    Pass,
+    /// Gone.
+    Drop,
+    /// Answered by the balancer itself.
+    Answer,
+}
+
+impl Class {
+    /// The name used by metrics and CLI.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Pass => "pass",
+            Self::Drop => "drop",
+            Self::Answer => "answer",
+        }
+    }
+}
+
+macro_rules! reasons {
+    ($($(#[$doc:meta])* $variant:ident = $number:literal, $class:ident, $name:literal, $help:literal;)+) => {
+        /// Why a frame was not forwarded. The numbers are part of the ABI: append, never reorder.
+        /// A whole word, because the kernel program hands it on beside other words, and the
+        /// verifier wants every access to the stack aligned.
+        #[derive(Clone, Copy, PartialEq, Eq, Hash, Debug)]
+        #[repr(u64)]
+        pub enum Reason { $(#[doc = $help] $variant = $number,)+ }
+
+        impl Reason {
+            /// All of them, in the order of their numbers.
+            pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
+
+            /// What becomes of such a frame.
+            #[inline(always)]
+            pub const fn class(self) -> Class {
+                match self { $(Self::$variant => Class::$class,)+ }
+            }
+
+            /// The name used by metrics, CLI and docs.
+            pub const fn name(self) -> &'static str {
+                match self { $(Self::$variant => $name,)+ }
+            }
+
+            /// What it means and what to do about it.
+            pub const fn help(self) -> &'static str {
+                match self { $(Self::$variant => $help,)+ }
+            }
+        }
+    };
+}
+
+reasons! {
+    NotIp = 0, Pass, "not_ip",
+        "Neither IPv4 nor IPv6 (ARP, LLDP, a third VLAN tag and the like).";
+    NotVip = 1, Pass, "not_vip",
+        "The destination address is no VIP of ours: ordinary traffic of this host.";
+    NotTcp = 2, Pass, "not_tcp",
+        "Addressed to a VIP, but not TCP: ping and ICMP errors are the kernel's.";
+    NotService = 3, Pass, "not_service",
+        "TCP to a VIP's address, but no service has this port.";
+    NotReady = 4, Pass, "not_ready",
+        "The daemon has not written its settings yet.";
+    Runt = 5, Pass, "runt",
+        "Too short for its own Ethernet or IP header, so nobody can say whom it is for.";
+    Truncated = 6, Drop, "truncated",
+        "The frame ends before its TCP header does.";
+    BadIpHeader = 7, Drop, "bad_ip_header",
+        "IP version or header length contradict themselves.";
+    BadLength = 8, Drop, "bad_length",
+        "The IP length exceeds the frame, or is below its own headers.";
+    BadTcpHeader = 9, Drop, "bad_tcp_header",
+        "The TCP header length is below 20 bytes or exceeds the packet.";
+    Fragment = 10, Drop, "fragment",
+        "A fragment of a TCP segment: only whole segments can be steered. Path MTU discovery or an MSS clamp avoids them.";
+    ExtensionHeaders = 11, Drop, "extension_headers",
+        "More IPv6 extension headers than are walked (8 headers, 1,024 bytes).";
+    NoNextHop = 12, Drop, "no_next_hop",
+        "The backend's neighbour is not resolved: look for its address with `ip neigh`.";
+    TooBig = 13, Drop, "too_big",
+        "With its tunnel header the packet exceeds the MTU of the backend's route: raise that MTU, or lower the VIP's MSS.";
+    NoHeadroom = 14, Drop, "no_headroom",
+        "The driver left no room in front of the frame for the tunnel header.";
+    RstUnknown = 15, Drop, "rst_unknown",
+        "A client's RST for a connection that no backend has: there is nobody to tell.";
+    NoBackend = 16, Answer, "no_backend",
+        "No backend takes this flow; the client got a RST at once.";
+    BackendGone = 17, Answer, "backend_gone",
+        "The flow's backend is unreachable, disabled or past its drain deadline; the client got a RST.";
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn numbers_are_dense_and_names_unique() {
+        for (index, reason) in Reason::ALL.iter().enumerate() {
+            assert_eq!(*reason as usize, index);
+            assert!(Reason::ALL[..index].iter().all(|r| r.name() != reason.name()));
+        }
+        assert!(Reason::ALL.len() <= size_of::<crate::abi::ReasonCounts>() / 8);
+    }
+}

@@ -1,0 +1,56 @@
+//! What `steer` asks the tables: the kernel's maps (`lb-ebpf/src/tables.rs`) or a host
+//! test's memory.
+
+use crate::{
+    abi::{Backend, Egress, FlowRecord, Service, ServiceKey, Settings},
+    address::Address,
+    counters::Event,
+    flow::Words,
+    reason::Reason,
+};
+
+/// Everything the data plane remembers.
+pub trait Tables {
+    /// A group of the flow table.
+    type Group: Words;
+
+    /// What every packet needs to know.
+    fn settings(&self) -> Option<&Settings>;
+
+    /// One word of the VIP filter; `index` is below
+    /// [`FILTER_WORDS`](crate::abi::capacity::FILTER_WORDS).
+    fn filter_word(&self, index: usize) -> u64;
+
+    /// Whether some service has this address, exactly.
+    fn is_vip(&self, address: Address) -> bool;
+
+    /// A group of the flow table.
+    fn flow_group(&self, index: u32) -> Option<Self::Group>;
+
+    /// Writes what listings show of a flow; `index` counts words of the flow table.
+    fn record_flow(&self, index: u32, record: FlowRecord);
+
+    /// Index of the service with this key.
+    fn service_index(&self, key: &ServiceKey) -> Option<u16>;
+
+    /// A service by index.
+    fn service(&self, index: u16) -> Option<&Service>;
+
+    /// The backend index in a slot of a service's Maglev table; 0: none.
+    fn slot(&self, service: u16, slot: u32) -> u16;
+
+    /// A backend by index.
+    fn backend(&self, index: u16) -> Option<&Backend>;
+
+    /// A way out by index.
+    fn egress(&self, index: u16) -> Option<&Egress>;
+
+    /// Counts a forwarded frame.
+    fn count_traffic(&self, backend: u16, bytes: u64);
+
+    /// Counts what happened to a flow of a backend.
+    fn count_event(&self, backend: u16, event: Event);
+
+    /// Counts a frame that was not forwarded.
+    fn count_reason(&self, reason: Reason);
+}

@@ -1,0 +1,147 @@
+//! Header layouts and numbers, by the documents that define them.
+//!
+//! Fields wider than a byte are byte arrays in network order.
+
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
+
+/// IP protocol number of TCP (RFC 9293).
+pub const TCP: u8 = 6;
+/// IP protocol number of IPv4 in IP (RFC 2003).
+pub const IPV4_IN_IP: u8 = 4;
+/// IP protocol number of IPv6 in IP (RFC 4213, RFC 2473).
+pub const IPV6_IN_IP: u8 = 41;
+/// Hops that packets made here may take (RFC 1700, IPDEFTTL).
+pub const TTL: u8 = 64;
+
+/// The addresses at the start of an Ethernet frame.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Macs {
+    /// To whom.
+    pub destination: [u8; 6],
+    /// From whom.
+    pub source: [u8; 6],
+}
+
+/// IEEE 802.3 with 802.1Q tags.
+pub mod ethernet {
+    /// Length of an untagged header.
+    pub const LEN: usize = 14;
+    /// Length of one 802.1Q tag.
+    pub const TAG_LEN: usize = 4;
+    /// Tags that are looked through: a customer's and a provider's.
+    pub const MAX_TAGS: usize = 2;
+    /// Offset of the first type field: after both addresses.
+    pub const TYPE: usize = 12;
+    /// EtherType of IPv4.
+    pub const IPV4: [u8; 2] = [0x08, 0x00];
+    /// EtherType of IPv6.
+    pub const IPV6: [u8; 2] = [0x86, 0xdd];
+    /// EtherType of a customer VLAN tag (802.1Q).
+    pub const VLAN: [u8; 2] = [0x81, 0x00];
+    /// EtherType of a service VLAN tag (802.1ad).
+    pub const SERVICE_VLAN: [u8; 2] = [0x88, 0xa8];
+}
+
+/// IPv4 without options (RFC 791 §3.1).
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Ipv4 {
+    /// Version, 4, and header length in units of 4 bytes.
+    pub version_length: u8,
+    /// DSCP and ECN (RFC 2474, RFC 3168).
+    pub traffic_class: u8,
+    /// Bytes of the whole packet.
+    pub length: [u8; 2],
+    /// For reassembly.
+    pub identification: [u8; 2],
+    /// Flags and fragment offset.
+    pub fragment: [u8; 2],
+    /// Hops left.
+    pub ttl: u8,
+    /// What follows.
+    pub protocol: u8,
+    /// Of the header.
+    pub checksum: [u8; 2],
+    /// From whom.
+    pub source: [u8; 4],
+    /// To whom.
+    pub destination: [u8; 4],
+}
+
+impl Ipv4 {
+    /// Length without options.
+    pub const LEN: usize = size_of::<Self>();
+    /// Flag "don't fragment", in the first byte of `fragment`.
+    pub const DONT_FRAGMENT: u8 = 0x40;
+    /// Flag "more fragments" and the offset, in `fragment`.
+    pub const FRAGMENTED: u16 = 0x3fff;
+}
+
+/// IPv6's fixed header (RFC 8200 §3).
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Ipv6 {
+    /// Version, 6; traffic class; flow label.
+    pub version_class_label: [u8; 4],
+    /// Bytes after this header.
+    pub payload_length: [u8; 2],
+    /// What follows.
+    pub next_header: u8,
+    /// Hops left.
+    pub hop_limit: u8,
+    /// From whom.
+    pub source: [u8; 16],
+    /// To whom.
+    pub destination: [u8; 16],
+}
+
+impl Ipv6 {
+    /// Length of the fixed header.
+    pub const LEN: usize = size_of::<Self>();
+    /// Next header: hop-by-hop options.
+    pub const HOP_BY_HOP: u8 = 0;
+    /// Next header: routing.
+    pub const ROUTING: u8 = 43;
+    /// Next header: fragment.
+    pub const FRAGMENT: u8 = 44;
+    /// Next header: destination options.
+    pub const DESTINATION_OPTIONS: u8 = 60;
+}
+
+/// TCP without options (RFC 9293 §3.1).
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub struct Tcp {
+    /// From which port.
+    pub source: [u8; 2],
+    /// To which port.
+    pub destination: [u8; 2],
+    /// Number of the first byte.
+    pub sequence: [u8; 4],
+    /// Number of the next byte expected.
+    pub acknowledgement: [u8; 4],
+    /// Header length in units of 4 bytes, in the upper four bits.
+    pub offset: u8,
+    /// `FIN`, `SYN`, …
+    pub flags: u8,
+    /// Receive window.
+    pub window: [u8; 2],
+    /// Of pseudo header, header and payload.
+    pub checksum: [u8; 2],
+    /// End of urgent data.
+    pub urgent: [u8; 2],
+}
+
+impl Tcp {
+    /// Length without options.
+    pub const LEN: usize = size_of::<Self>();
+    /// No more data from the sender.
+    pub const FIN: u8 = 0x01;
+    /// Synchronise sequence numbers.
+    pub const SYN: u8 = 0x02;
+    /// Reset the connection.
+    pub const RST: u8 = 0x04;
+    /// The acknowledgement field is significant.
+    pub const ACK: u8 = 0x10;
+}
