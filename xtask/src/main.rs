@@ -1,0 +1,115 @@
+//! The one way in: `cargo xtask setup | build | check | test | demo | bench`.
+//!
+//! Each command first makes sure that what it needs is installed ([`setup`]). Exit codes: 0 done,
+//! 1 failed, 2 wrong usage; `demo` and `bench` end with their program's own.
+
+mod check;
+mod process;
+mod setup;
+mod start;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+/// Sluice's one way in: set up the machine, build, check, test, show, measure.
+#[derive(Debug, Parser)]
+#[command(bin_name = "cargo xtask", disable_help_subcommand = true)]
+struct Cli {
+    #[command(subcommand)]
+    command: Task,
+}
+
+#[derive(Debug, Subcommand)]
+enum Task {
+    /// Install what the other commands need, on Debian 12 or 13.
+    ///
+    /// The compiler for the kernel program, bpf-linker, cargo-deny, the programs that tests and
+    /// demo start (nginx among them, which is not started as a service), and the BPF filesystem
+    /// at /sys/fs/bpf. Asks nothing, uses sudo if you are not root, and does nothing twice. On
+    /// another system it says what is missing and how to get it, and exits 1.
+    Setup,
+    /// Build the release binary target/release/sluice, the kernel program in it.
+    Build,
+    /// Run what CI runs apart from tests: format, lints, docs, licences, advisories.
+    ///
+    /// For the host and for the kernel program. All steps run; the end says which failed, and
+    /// which could not be run.
+    Check,
+    /// Run the tests: unit, property, golden frames, agreement, network namespaces, docs.
+    ///
+    /// Those that load programs into the kernel need root: without it (nor sudo) they are
+    /// skipped, by name; with CI=true that is a failure.
+    Test {
+        /// Run only tests whose name contains one of these words.
+        filters: Vec<String>,
+        /// Arguments for the test harness, as --nocapture or --test-threads=1.
+        #[arg(last = true)]
+        harness: Vec<String>,
+    },
+    /// Show it: clients, balancer and backends in network namespaces, as root.
+    ///
+    /// Arguments go to the demo: --json ends it with one line for a script. `cargo xtask demo --
+    /// --help` tells the others.
+    Demo {
+        /// Arguments for the demo.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+    /// Measure it: nanoseconds per packet in the kernel, as root.
+    ///
+    /// Arguments go to the bench: --json ends it with one line for a script. `cargo xtask bench
+    /// -- --help` tells the others.
+    Bench {
+        /// Arguments for the bench.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
+fn main() -> ExitCode {
+    match perform(Cli::parse().command) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn perform(task: Task) -> Result<()> {
+    match task {
+        Task::Setup => setup::setup(),
+        Task::Build => start::build(),
+        Task::Check => check::check(),
+        Task::Test { filters, harness } => start::test(&filters, &harness),
+        Task::Demo { arguments } => start::program("demo", &arguments),
+        Task::Bench { arguments } => start::program("bench", &arguments),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_command_line_is_sound() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn arguments_of_the_demo_are_not_ours() {
+        let cli = Cli::try_parse_from(["xtask", "demo", "--json", "--seconds", "3"]).unwrap();
+        let Task::Demo { arguments } = cli.command else { panic!("{cli:?}") };
+        assert_eq!(arguments, ["--json", "--seconds", "3"]);
+    }
+
+    #[test]
+    fn filters_and_harness_arguments_are_told_apart() {
+        let cli = Cli::try_parse_from(["xtask", "test", "flow", "--", "--nocapture"]).unwrap();
+        let Task::Test { filters, harness } = cli.command else { panic!("{cli:?}") };
+        assert_eq!((filters, harness), (vec!["flow".into()], vec!["--nocapture".into()]));
+    }
+}
