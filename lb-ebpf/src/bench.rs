@@ -1,0 +1,189 @@
+//! What `cargo xtask bench` measures with: the generator, and what the balancer is compared to.
+//!
+//! Never attached where frames arrive. `BPF_PROG_TEST_RUN` repeats `generate`, which makes a
+//! fresh frame and tail-calls the program under test.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![allow(internal_features, reason = "what LLVM knows of an offset has no stable question")]
+
+mod frame;
+
+use aya_ebpf::{
+    bindings::xdp_action,
+    btf_maps::{Array, LruHashMap, PerCpuArray, ProgramArray},
+    macros::{btf_map, xdp},
+    programs::XdpContext,
+};
+use lb_common::{
+    bench::{self, Plan},
+    frame::Frame as _,
+    wire::{self, Ipv4, Tcp, ethernet},
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use crate::frame::XdpFrame;
+
+/// The program under test; empty: the generator alone.
+#[btf_map]
+static TARGET: ProgramArray<1> = ProgramArray::new();
+
+#[btf_map]
+static PLAN: Array<Plan, 1> = Array::new();
+
+/// Frames that `sink` has swallowed.
+#[btf_map]
+static SUNK: PerCpuArray<u64, 1> = PerCpuArray::new();
+
+/// The usual flow table, for comparison; the bench sets its size.
+#[btf_map]
+static LRU: LruHashMap<[u32; 4], u64, 1> = LruHashMap::new();
+
+/// Makes the next frame, and hands it over.
+#[xdp]
+pub fn generate(ctx: XdpContext) -> u32 {
+    let Some(plan) = PLAN.get_ptr_mut(0) else {
+        return xdp_action::XDP_ABORTED;
+    };
+    // SAFETY: the bench runs on one CPU, and reads the plan between the runs.
+    if bench::renew(&mut XdpFrame::new(&ctx), unsafe { &mut *plan }).is_none() {
+        return xdp_action::XDP_ABORTED;
+    }
+    // SAFETY: nothing here is left to be done.
+    unsafe { TARGET.tail_call(&ctx, 0) };
+    xdp_action::XDP_TX
+}
+
+/// The first floor: nothing.
+#[xdp]
+pub fn tx(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_TX
+}
+
+/// Both MAC addresses, as words: arrays would be copied byte by byte.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C, packed)]
+struct Macs {
+    first: u64,
+    last: u32,
+}
+
+impl Macs {
+    /// Back to where it came from.
+    #[inline(always)]
+    const fn swapped(self) -> Self {
+        let destination = self.first << 16 >> 16;
+        let source = self.first >> 48 | (self.last as u64) << 16;
+        Self { first: source | destination << 48, last: (destination >> 16) as u32 }
+    }
+}
+
+/// A frame as the floors want it: no VLAN tag, no options.
+#[derive(FromBytes)]
+#[repr(C, packed)]
+struct Headers {
+    macs: Macs,
+    kind: [u8; 2],
+    ip: Ipv4,
+    tcp: Tcp,
+}
+
+#[inline(always)]
+fn parse(frame: &XdpFrame) -> Option<Headers> {
+    let headers: Headers = frame.read(0)?;
+    let plain = headers.kind == ethernet::IPV4
+        && headers.ip.version_length == 0x45
+        && headers.ip.protocol == wire::TCP;
+    plain.then_some(headers)
+}
+
+/// The second floor: parses, and swaps the MAC addresses.
+#[xdp]
+pub fn mac(ctx: XdpContext) -> u32 {
+    let mut frame = XdpFrame::new(&ctx);
+    let sent = parse(&frame).and_then(|Headers { macs, .. }| frame.write(0, macs.swapped()));
+    verdict(sent)
+}
+
+/// What the third floor puts in front of a packet.
+#[derive(IntoBytes, Immutable)]
+#[repr(C, packed)]
+struct Tunnel {
+    macs: Macs,
+    kind: [u8; 2],
+    ip: Ipv4,
+}
+
+/// The third floor: parses, and puts an IPv4 header in front that is always the same.
+#[xdp]
+pub fn ipip(ctx: XdpContext) -> u32 {
+    let mut frame = XdpFrame::new(&ctx);
+    let sent = parse(&frame).and_then(|Headers { macs, .. }| {
+        frame.grow_front(Ipv4::LEN)?;
+        let ip = Ipv4 {
+            version_length: 0x45,
+            traffic_class: 0,
+            length: [0, 60],
+            identification: [0; 2],
+            fragment: [Ipv4::DONT_FRAGMENT, 0],
+            ttl: wire::TTL,
+            protocol: wire::IPV4_IN_IP,
+            checksum: [0xae, 0x96],
+            source: [198, 18, 0, 1],
+            destination: [198, 18, 0, 2],
+        };
+        frame.write(0, Tunnel { macs: macs.swapped(), kind: ethernet::IPV4, ip })
+    });
+    verdict(sent)
+}
+
+/// The key of an IPv4 flow, padded to 16 bytes.
+#[inline(always)]
+fn key(headers: &Headers) -> [u32; 4] {
+    let Headers { ip, tcp, .. } = headers;
+    let [a, b] = tcp.source;
+    let [c, d] = tcp.destination;
+    [ip.source, ip.destination, [a, b, c, d], [0; 4]].map(u32::from_ne_bytes)
+}
+
+/// Puts the flow into the LRU map.
+#[xdp]
+pub fn lru_insert(ctx: XdpContext) -> u32 {
+    let inserted =
+        parse(&XdpFrame::new(&ctx)).and_then(|headers| LRU.insert(key(&headers), 1, 0).ok());
+    verdict(inserted)
+}
+
+/// The reference: parses, and looks the flow up in the LRU map.
+#[xdp]
+pub fn lru_lookup(ctx: XdpContext) -> u32 {
+    let found = parse(&XdpFrame::new(&ctx)).and_then(|headers| LRU.get_ptr(key(&headers)));
+    verdict(found.map(|_| ()))
+}
+
+#[inline(always)]
+const fn verdict(done: Option<()>) -> u32 {
+    if done.is_some() { xdp_action::XDP_TX } else { xdp_action::XDP_ABORTED }
+}
+
+/// Swallows what arrives at the other end of the veth pair, and counts it.
+#[xdp]
+pub fn sink(_ctx: XdpContext) -> u32 {
+    if let Some(count) = SUNK.get_ptr_mut(0) {
+        // SAFETY: no other CPU has this element.
+        unsafe { *count += 1 };
+    }
+    xdp_action::XDP_DROP
+}
+
+/// The kernel takes helpers under the GPL from programs that declare it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Never linked: nothing here has a path that panics.
+    loop {}
+}

@@ -1,0 +1,40 @@
+//! The entry point: a frame comes in, `steer` decides and rewrites, `emit` does it.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![allow(internal_features, reason = "64-bit compare-and-exchange has no stable form on BPF")]
+
+mod emit;
+mod frame;
+mod maps;
+mod tables;
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+use lb_common::steer;
+
+use crate::{frame::XdpFrame, tables::Kernel};
+
+/// Attached to every interface where clients' frames arrive.
+#[xdp]
+pub fn sluice(ctx: XdpContext) -> u32 {
+    emit::emit(steer::process(&mut XdpFrame::new(&ctx), &Kernel, tables::jiffies()))
+}
+
+/// Never attached: the daemon runs it with `BPF_PROG_TEST_RUN` to read the kernel's jiffies
+/// (their lower 32 bits), which no file shows reliably.
+#[xdp]
+pub fn clock(_ctx: XdpContext) -> u32 {
+    tables::jiffies() as u32
+}
+
+/// The kernel takes helpers under the GPL from programs that declare it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Never linked: the decisions have no path that panics.
+    loop {}
+}

@@ -1,0 +1,59 @@
+//! All maps. Their layouts and capacities are `lb_common::abi`'s.
+
+use aya_ebpf::{
+    btf_maps::{Array, ArrayOfMaps, HashMap, PerCpuArray},
+    macros::btf_map,
+};
+use lb_common::{
+    abi::{
+        BPF_F_MMAPABLE, Backend, Egress, EventsChunk, FlowRecord, ReasonCounts, SLOT_FLAGS,
+        Service, ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, capacity,
+    },
+    address::Address,
+    flow::{GROUP, Group},
+    maglev::DEFAULT_SLOTS,
+};
+
+/// A service's Maglev table. Other lengths may stand in its place.
+pub type SlotLines =
+    Array<SlotLine, { (DEFAULT_SLOTS as usize).div_ceil(capacity::SLOTS_PER_LINE) }, SLOT_FLAGS>;
+
+#[btf_map]
+pub static SETTINGS: Array<Settings, 1> = Array::new();
+
+#[btf_map]
+pub static VIP_FILTER: Array<VipFilter, 1> = Array::new();
+
+#[btf_map]
+pub static VIPS: HashMap<Address, u32, { capacity::SERVICES }> = HashMap::new();
+
+/// The daemon sets the number of elements of the flow table when it loads the program.
+#[btf_map]
+pub static FLOWS: Array<Group, { capacity::FLOWS / GROUP }, BPF_F_MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static FLOW_RECORDS: Array<FlowRecord, { capacity::FLOWS }, BPF_F_MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static SERVICE_INDEX: HashMap<ServiceKey, u32, { capacity::SERVICES }> = HashMap::new();
+
+#[btf_map]
+pub static SERVICES: Array<Service, { capacity::SERVICES }> = Array::new();
+
+#[btf_map]
+pub static SLOTS: ArrayOfMaps<SlotLines, { capacity::SERVICES }> = ArrayOfMaps::new();
+
+#[btf_map]
+pub static BACKENDS: Array<Backend, { capacity::BACKENDS }> = Array::new();
+
+#[btf_map]
+pub static EGRESSES: Array<Egress, { capacity::EGRESSES }> = Array::new();
+
+#[btf_map]
+pub static TRAFFIC: PerCpuArray<TrafficChunk, { capacity::COUNTER_CHUNKS }> = PerCpuArray::new();
+
+#[btf_map]
+pub static EVENTS: PerCpuArray<EventsChunk, { capacity::COUNTER_CHUNKS }> = PerCpuArray::new();
+
+#[btf_map]
+pub static REASONS: PerCpuArray<ReasonCounts, 1> = PerCpuArray::new();

@@ -1,0 +1,160 @@
+//! Implements `Tables` over the maps.
+
+use core::intrinsics::{AtomicOrdering, atomic_cxchg};
+
+use aya_ebpf::helpers::bpf_jiffies64;
+use lb_common::{
+    abi::{Backend, Egress, FlowRecord, Service, ServiceKey, Settings, capacity},
+    address::Address,
+    counters::{EVENTS, Event},
+    flow::{GROUP, Words},
+    reason::Reason,
+    tables::Tables,
+};
+
+use crate::{frame::opaque, maps};
+
+/// The time of this packet: one load, where the clocks cost 13 to 30 ns.
+#[inline(always)]
+pub fn jiffies() -> u64 {
+    // SAFETY: no arguments, no memory.
+    unsafe { bpf_jiffies64() }
+}
+
+/// The kernel's maps.
+pub struct Kernel;
+
+/// A group of the flow table, shared with all CPUs and with the daemon.
+pub struct Group(*mut u64);
+
+impl Group {
+    /// LLVM knows that the index is small and would leave out the mask; the verifier of Linux
+    /// 6.1 does not, because it forgets all about a number that went through an XOR.
+    #[inline(always)]
+    fn word(&self, index: usize) -> *mut u64 {
+        // SAFETY: the element holds `GROUP` words.
+        unsafe { self.0.add(opaque(index) & (GROUP - 1)) }
+    }
+}
+
+impl Words for Group {
+    #[inline(always)]
+    fn load(&self, index: usize) -> u64 {
+        // SAFETY: the word is one of the element's, aligned to 8. A volatile load of an aligned
+        // word is one 64-bit access; LLVM can't emit an atomic one before `-C target-cpu=v4`.
+        unsafe { self.word(index).read_volatile() }
+    }
+
+    #[inline(always)]
+    fn replace(&self, index: usize, old: u64, new: u64) -> bool {
+        // SAFETY: as above. `AtomicU64` has no exchange on this target, its intrinsic does.
+        unsafe {
+            atomic_cxchg::<u64, { AtomicOrdering::SeqCst }, { AtomicOrdering::SeqCst }>(
+                self.word(index),
+                old,
+                new,
+            )
+            .1
+        }
+    }
+}
+
+impl Tables for Kernel {
+    type Group = Group;
+
+    #[inline(always)]
+    fn settings(&self) -> Option<&Settings> {
+        maps::SETTINGS.get(0).filter(|settings| settings.abi_version != 0)
+    }
+
+    #[inline(always)]
+    fn filter_word(&self, index: usize) -> u64 {
+        match maps::VIP_FILTER.get(0) {
+            Some(filter) => filter.words[index % capacity::FILTER_WORDS],
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn is_vip(&self, address: Address) -> bool {
+        // SAFETY: only the pointer counts, the value is not read.
+        unsafe { maps::VIPS.get(&address) }.is_some()
+    }
+
+    #[inline(always)]
+    fn flow_group(&self, index: u32) -> Option<Group> {
+        maps::FLOWS.get_ptr_mut(index).map(|group| Group(group.cast()))
+    }
+
+    #[inline(always)]
+    fn record_flow(&self, index: u32, record: FlowRecord) {
+        if let Some(place) = maps::FLOW_RECORDS.get_ptr_mut(index) {
+            // SAFETY: the element is a `FlowRecord`; a reader in userspace may see a mixture
+            // of two records, and lists one flow oddly.
+            unsafe { place.write(record) };
+        }
+    }
+
+    #[inline(always)]
+    fn service_index(&self, key: &ServiceKey) -> Option<u16> {
+        // SAFETY: the daemon never deletes and reuses an element while it is read: the value
+        // is one aligned word.
+        unsafe { maps::SERVICE_INDEX.get(key) }.map(|index| *index as u16)
+    }
+
+    #[inline(always)]
+    fn service(&self, index: u16) -> Option<&Service> {
+        maps::SERVICES.get(u32::from(index)).filter(|service| service.slots != 0)
+    }
+
+    #[inline(always)]
+    fn slot(&self, service: u16, slot: u32) -> u16 {
+        let per_line = capacity::SLOTS_PER_LINE as u32;
+        match maps::SLOTS.get_value(u32::from(service), &(slot / per_line)) {
+            Some(line) => line.backends[(slot % per_line) as usize],
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn backend(&self, index: u16) -> Option<&Backend> {
+        maps::BACKENDS.get(u32::from(index))
+    }
+
+    #[inline(always)]
+    fn egress(&self, index: u16) -> Option<&Egress> {
+        maps::EGRESSES.get(u32::from(index))
+    }
+
+    #[inline(always)]
+    fn count_traffic(&self, backend: u16, bytes: u64) {
+        let backend = usize::from(backend);
+        let per_chunk = capacity::COUNTERS_PER_CHUNK;
+        if let Some(chunk) = maps::TRAFFIC.get_ptr_mut((backend / per_chunk) as u32) {
+            // SAFETY: the index is below the chunk's length, and no other CPU has this chunk.
+            let traffic = unsafe { &mut (*chunk)[backend % per_chunk] };
+            traffic.packets += 1;
+            traffic.bytes += bytes;
+        }
+    }
+
+    #[inline(always)]
+    fn count_event(&self, backend: u16, event: Event) {
+        let backend = usize::from(backend);
+        let per_chunk = capacity::COUNTERS_PER_CHUNK;
+        if let Some(chunk) = maps::EVENTS.get_ptr_mut((backend / per_chunk) as u32) {
+            // SAFETY: as above; an event's number is below `EVENTS`.
+            let counts = unsafe { &mut (*chunk)[backend % per_chunk].counts };
+            counts[event as usize % EVENTS] += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn count_reason(&self, reason: Reason) {
+        if let Some(counts) = maps::REASONS.get_ptr_mut(0) {
+            // SAFETY: a reason's number is below the element's length, and no other CPU has
+            // this element.
+            unsafe { (*counts)[reason as usize] += 1 };
+        }
+    }
+}
