@@ -1,0 +1,296 @@
+//! The command line: what can be asked, who is asked, and how the answer is printed.
+//!
+//! People read text and scripts read `--json`; both come from the same structs. Everything is
+//! asked over the control socket, but for `run`, `check` and what works without a daemon:
+//! `direct` and `agent`.
+
+mod agent;
+mod check;
+mod direct;
+mod figures;
+mod render;
+mod table;
+
+use std::{
+    io::{self, IsTerminal, Write},
+    net::IpAddr,
+    path::PathBuf,
+    process::ExitCode,
+};
+
+use anyhow::Context;
+use clap::{Args, CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use serde::Serialize;
+use table::Palette;
+
+use crate::{
+    control::{api, client::Client},
+    daemon,
+    instance::Instance,
+};
+
+/// A layer-4 TCP load balancer for Linux: XDP forwards, this daemon and CLI look after it.
+#[derive(Parser)]
+#[command(
+    name = "sluice",
+    version,
+    disable_help_subcommand = true,
+    after_help = "Exit codes: 0 done, 1 failed or refused, 2 wrong usage.\n\
+                  Forwarding needs no daemon: only `sluice detach` ends it.\n\
+                  Limits of this version: TCP only; l2 and ipip, no nat; health checks are read \
+                  but not made; a changed config is taken up by starting `sluice run` again."
+)]
+struct Cli {
+    /// Which instance: chooses /run/sluice/NAME, /sys/fs/bpf/sluice/NAME and /var/lib/sluice/NAME
+    #[arg(
+        long,
+        global = true,
+        value_name = "NAME",
+        env = "SLUICE_INSTANCE",
+        default_value = "default"
+    )]
+    instance: Instance,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// Be the daemon: attach or adopt, fill the maps, answer the CLI
+    ///
+    /// Runs in the foreground until SIGTERM or SIGINT and logs to stderr (RUST_LOG=debug for
+    /// more). Stopping it, even with kill -9, leaves forwarding as it is; the next run adopts it.
+    #[command(after_help = "Example: sluice run --config /etc/sluice/sluice.toml")]
+    Run {
+        /// The config; see sluice.example.toml
+        #[arg(long, value_name = "FILE")]
+        config: PathBuf,
+    },
+    /// Check a config file; touches nothing else
+    ///
+    /// Whether interfaces exist and backends can be reached is seen by `run`.
+    Check {
+        /// The config; see sluice.example.toml
+        file: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Does it forward, to whom, and what is wrong?
+    Status(Output),
+    /// Services
+    #[command(subcommand)]
+    Service(ServiceCommand),
+    /// Backends
+    #[command(subcommand)]
+    Backend(BackendCommand),
+    /// Flows in the table: which client is served by which backend
+    ///
+    /// All matching flows are counted, the first of them listed. What the filters name must
+    /// exist. A flow that found no place in the table is not listed; `backend list` counts those.
+    #[command(after_help = "Example: sluice flows --service web --client 198.51.100.7")]
+    Flows {
+        /// Of this service
+        #[arg(long)]
+        service: Option<String>,
+        /// Of this backend
+        #[arg(long)]
+        backend: Option<String>,
+        /// Of this client
+        #[arg(long, value_name = "IP")]
+        client: Option<IpAddr>,
+        /// List so many at most; 0: only count
+        #[arg(long, value_name = "N", default_value_t = api::FlowFilter::LIMIT as u32,
+              value_parser = clap::value_parser!(u32).range(..=api::FlowFilter::MAX_LIMIT as i64))]
+        limit: u32,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// What became of every frame, and why
+    Reasons {
+        /// Also what never happened
+        #[arg(long)]
+        all: bool,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Stop forwarding: take off programs, maps, pins and the VIPs that `run` added
+    ///
+    /// Works without a daemon. Connections through this instance break.
+    Detach,
+    /// The backend's side: unpack tunnels, answer for the VIP
+    #[command(subcommand)]
+    Agent(agent::Command),
+    /// Print a completion script for a shell
+    #[command(after_help = "Example: sluice completions bash > /etc/bash_completion.d/sluice")]
+    Completions {
+        /// Which shell
+        shell: Shell,
+    },
+}
+
+#[derive(Subcommand)]
+enum ServiceCommand {
+    /// One line for each service
+    List(Output),
+}
+
+#[derive(Subcommand)]
+enum BackendCommand {
+    /// One line for each backend
+    List {
+        /// Only this service's
+        service: Option<String>,
+        #[command(flatten)]
+        output: Output,
+    },
+}
+
+/// How a reading command prints.
+#[derive(Args)]
+struct Output {
+    /// Print JSON, for scripts
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the command that the arguments name; wrong usage ends the process with 2.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    match tokio::runtime::Runtime::new().context("start the async runtime") {
+        Ok(runtime) => match runtime.block_on(execute(cli)) {
+            Ok(code) => code,
+            Err(error) => failed(&error),
+        },
+        Err(error) => failed(&error),
+    }
+}
+
+/// One line: what was attempted, and why it failed.
+fn failed(error: &anyhow::Error) -> ExitCode {
+    let line = format!("{error:#}").replace('\n', " ");
+    // Nobody is left to tell that stderr is closed.
+    let _ = writeln!(io::stderr(), "error: {line}");
+    ExitCode::FAILURE
+}
+
+async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
+    let instance = cli.instance;
+    let client = Client::new(&instance);
+    match cli.command {
+        Command::Run { config } => {
+            log_to_stderr();
+            daemon::run(instance, config).await?;
+        }
+        Command::Check { file, output } => return check::check(&file, &output),
+        Command::Status(output) => {
+            output.print(&client.status().await?, render::status)?;
+        }
+        Command::Service(ServiceCommand::List(output)) => {
+            output.print(&client.status().await?.services, |services, palette| {
+                render::services(services, palette)
+            })?;
+        }
+        Command::Backend(BackendCommand::List { service, output }) => {
+            let mut services = client.status().await?;
+            if let Some(name) = service {
+                let service = services.service(&name).map_err(anyhow::Error::msg)?.clone();
+                services.services = vec![service];
+            }
+            output.print(&backends(&services.services), |_, palette| {
+                render::backends(&services.services, palette)
+            })?;
+        }
+        Command::Flows { service, backend, client: ip, limit, output } => {
+            let limit = Some(limit as usize);
+            let filter = api::FlowFilter { service, backend, client: ip, limit };
+            output.print(&client.flows(&filter).await?, render::flows)?;
+        }
+        Command::Reasons { all, output } => {
+            output.print(&client.reasons().await?, |reasons, palette| {
+                render::reasons(reasons, all, palette)
+            })?;
+        }
+        Command::Detach => direct::detach(&instance).await?,
+        Command::Agent(command) => agent::execute(command, instance).await?,
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "sluice", &mut script);
+            print(&script)?;
+        }
+    }
+    Ok(ExitCode::SUCCESS)
+}
+
+/// A backend in a list of its own.
+#[derive(Serialize)]
+struct ListedBackend<'a> {
+    service: &'a str,
+    #[serde(flatten)]
+    backend: &'a api::Backend,
+}
+
+fn backends(services: &[api::Service]) -> Vec<ListedBackend<'_>> {
+    services
+        .iter()
+        .flat_map(|service| {
+            service.backends.iter().map(|backend| ListedBackend { service: &service.name, backend })
+        })
+        .collect()
+}
+
+impl Output {
+    /// Prints one struct: as JSON, or as `render` has it for people.
+    fn print<T: Serialize>(
+        &self,
+        said: &T,
+        render: impl FnOnce(&T, Palette) -> String,
+    ) -> anyhow::Result<()> {
+        if self.json {
+            let mut json = serde_json::to_vec(said).context("write JSON")?;
+            json.push(b'\n');
+            print(&json)
+        } else {
+            print(render(said, palette()).as_bytes())
+        }
+    }
+}
+
+fn palette() -> Palette {
+    Palette { colours: colours(&io::stdout()) }
+}
+
+/// Colours only where somebody sees them and nobody said no (<https://no-color.org>).
+fn colours(stream: &impl IsTerminal) -> bool {
+    stream.is_terminal() && std::env::var_os("NO_COLOR").is_none_or(|value| value.is_empty())
+}
+
+fn print(text: &[u8]) -> anyhow::Result<()> {
+    print_to(io::stdout().lock(), text)
+}
+
+/// A reader who has seen enough (`| head`) is no error.
+fn print_to(mut reader: impl Write, text: &[u8]) -> anyhow::Result<()> {
+    match reader.write_all(text).and_then(|()| reader.flush()) {
+        Err(error) if error.kind() != io::ErrorKind::BrokenPipe => {
+            Err(error).context("write to stdout")
+        }
+        _ => Ok(()),
+    }
+}
+
+/// For commands that stay: what happens goes to stderr, `RUST_LOG` chooses how much.
+fn log_to_stderr() {
+    use tracing_subscriber::{EnvFilter, filter::LevelFilter};
+    let filter =
+        EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
+    // Fails only if the log has already been set up.
+    let _ = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_ansi(colours(&io::stderr()))
+        .with_writer(io::stderr)
+        .try_init();
+}
+
+#[cfg(test)]
+mod tests;

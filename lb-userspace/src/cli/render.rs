@@ -1,0 +1,447 @@
+//! What people read: pure functions of what `--json` prints.
+
+use std::collections::BTreeMap;
+
+use lb_common::{flow::State, reason::Class};
+
+use super::{
+    figures::{bytes, exact, plural, seconds, short},
+    table::{
+        Cell, Palette,
+        Side::{Left, Right},
+        Table, Tone,
+    },
+};
+use crate::control::api;
+
+/// Rows of backends, or else of services, that a screen has room for.
+const SCREEN: usize = 24;
+
+/// The instance on one screen: does it forward, and what is wrong?
+pub fn status(status: &api::Status, palette: Palette) -> String {
+    let mut text = match status.ready {
+        true => palette.paint(Tone::Good, "forwarding: yes"),
+        false => palette.paint(Tone::Bad, "forwarding: NO"),
+    };
+    let backends: usize = status.services.iter().map(|service| service.backends.len()).sum();
+    text += &format!(
+        "\ninstance    {}, sluice {}, daemon since {}\ninterfaces  {}\nflows       {}\n\n",
+        status.instance,
+        status.version,
+        status.since,
+        interfaces(status, palette),
+        flow_table(&status.flows),
+    );
+    if status.services.is_empty() {
+        text += "no service\n";
+    } else if backends <= SCREEN {
+        text += &services_with_backends(status, palette);
+    } else {
+        let shown = status.services.len().min(SCREEN);
+        text += &services(&status.services[..shown], palette);
+        let hidden = status.services.len() - shown;
+        if hidden > 0 {
+            text += &format!(
+                "... and {}: sluice service list\n",
+                plural(hidden as u64, "more service")
+            );
+        }
+    }
+    if !status.problems.is_empty() {
+        let heading = plural(status.problems.len() as u64, "problem");
+        text += &format!("\n{}\n", palette.paint(Tone::Bad, &heading));
+        for problem in status.problems.iter().take(SCREEN) {
+            text += &format!("  {problem}\n");
+        }
+        if status.problems.len() > SCREEN {
+            text += "  ... all of them: sluice status --json\n";
+        }
+    }
+    text
+}
+
+fn interfaces(status: &api::Status, palette: Palette) -> String {
+    let words: Vec<String> = status
+        .interfaces
+        .iter()
+        .map(|interface| match interface.attached {
+            true => format!("{} ({})", interface.name, interface.xdp_mode),
+            false => palette.paint(Tone::Bad, &format!("{} (NOT ATTACHED)", interface.name)),
+        })
+        .collect();
+    if words.is_empty() { "none".to_owned() } else { words.join(", ") }
+}
+
+fn flow_table(flows: &api::FlowTable) -> String {
+    format!("{} of {}{}", exact(flows.used), exact(flows.capacity), by_state(&flows.by_state))
+}
+
+/// `: 3 embryonic, 1,131 old`, or nothing.
+fn by_state(counts: &BTreeMap<String, u64>) -> String {
+    let states = State::ALL.map(State::name).into_iter().filter_map(|state| {
+        let count = *counts.get(state)?;
+        (count > 0).then(|| format!("{} {state}", exact(count)))
+    });
+    let states: Vec<String> = states.collect();
+    if states.is_empty() { String::new() } else { format!(": {}", states.join(", ")) }
+}
+
+fn services_with_backends(status: &api::Status, palette: Palette) -> String {
+    let mut table = Table::new(&[
+        ("SERVICE", Left),
+        ("VIP", Left),
+        ("FORWARDING", Left),
+        ("BACKEND", Left),
+        ("ADDRESS", Left),
+        ("WEIGHT", Right),
+        ("ADMIN", Left),
+        ("HEALTH", Left),
+        ("FLOWS", Right),
+        ("NEW", Right),
+        ("PACKETS", Right),
+        ("BYTES", Right),
+    ]);
+    for service in &status.services {
+        let head = || [(*service.name).into(), (*service.vip).into(), (*service.forwarding).into()];
+        if service.backends.is_empty() {
+            table.row(head().into_iter().chain([Cell::toned(Tone::Bad, "none")]));
+        }
+        for (index, backend) in service.backends.iter().enumerate() {
+            let first = if index == 0 { head() } else { ["".into(), "".into(), "".into()] };
+            table.row(first.into_iter().chain([
+                (*backend.name).into(),
+                backend.address.to_string().into(),
+                backend.weight.to_string().into(),
+                admin(backend.admin),
+                health(backend.health),
+                short(backend.active_flows).into(),
+                short(backend.new_flows_total).into(),
+                short(backend.packets_total).into(),
+                bytes(backend.bytes_total).into(),
+            ]));
+        }
+    }
+    table.render(palette)
+}
+
+/// One row a service.
+pub fn services(services: &[api::Service], palette: Palette) -> String {
+    if services.is_empty() {
+        return "no service\n".to_owned();
+    }
+    let mut table = Table::new(&[
+        ("SERVICE", Left),
+        ("VIP", Left),
+        ("FORWARDING", Left),
+        ("AFFINITY", Left),
+        ("SLOTS", Right),
+        ("BACKENDS", Left),
+        ("FLOWS", Right),
+        ("NEW", Right),
+        ("PACKETS", Right),
+        ("BYTES", Right),
+    ]);
+    for service in services {
+        let sum = |count: fn(&api::Backend) -> u64| service.backends.iter().map(count).sum();
+        table.row([
+            (*service.name).into(),
+            (*service.vip).into(),
+            (*service.forwarding).into(),
+            (*service.affinity).into(),
+            exact(service.slots.into()).into(),
+            backends_in_brief(service),
+            short(sum(|b| b.active_flows)).into(),
+            short(sum(|b| b.new_flows_total)).into(),
+            short(sum(|b| b.packets_total)).into(),
+            bytes(sum(|b| b.bytes_total)).into(),
+        ]);
+    }
+    table.render(palette)
+}
+
+fn backends_in_brief(service: &api::Service) -> Cell {
+    let ill = service
+        .backends
+        .iter()
+        .filter(|b| matches!(b.health, api::Health::Unhealthy | api::Health::Unreachable))
+        .count();
+    let all = service.backends.len();
+    match ill {
+        0 if all == 0 => Cell::toned(Tone::Bad, "none"),
+        0 => exact(all as u64).into(),
+        _ => Cell::toned(Tone::Bad, format!("{}, {ill} down", exact(all as u64))),
+    }
+}
+
+/// One row a backend.
+pub fn backends<'a>(
+    services: impl IntoIterator<Item = &'a api::Service>,
+    palette: Palette,
+) -> String {
+    let mut table = Table::new(&[
+        ("SERVICE", Left),
+        ("BACKEND", Left),
+        ("ADDRESS", Left),
+        ("PORT", Right),
+        ("WEIGHT", Right),
+        ("ADMIN", Left),
+        ("HEALTH", Left),
+        ("FLOWS", Right),
+        ("NEW", Right),
+        ("RESET", Right),
+        ("SYN AGAIN", Right),
+        ("PACKETS", Right),
+        ("BYTES", Right),
+        ("NEXT HOP", Left),
+    ]);
+    let mut empty = true;
+    for service in services {
+        for backend in &service.backends {
+            empty = false;
+            table.row([
+                (*service.name).into(),
+                (*backend.name).into(),
+                backend.address.to_string().into(),
+                backend.port.to_string().into(),
+                backend.weight.to_string().into(),
+                admin(backend.admin),
+                health(backend.health),
+                short(backend.active_flows).into(),
+                short(backend.new_flows_total).into(),
+                short(backend.reset_flows_total).into(),
+                short(backend.syn_retransmissions_total).into(),
+                short(backend.packets_total).into(),
+                bytes(backend.bytes_total).into(),
+                (*backend.next_hop).into(),
+            ]);
+        }
+    }
+    if empty { "no backend\n".to_owned() } else { table.render(palette) }
+}
+
+fn admin(admin: api::Admin) -> Cell {
+    let tone = match admin {
+        api::Admin::Enabled => Tone::Plain,
+        api::Admin::Draining | api::Admin::Drained | api::Admin::Disabled => Tone::Doubtful,
+    };
+    Cell::toned(tone, admin.name())
+}
+
+fn health(health: api::Health) -> Cell {
+    let tone = match health {
+        api::Health::Unknown => Tone::Plain,
+        api::Health::Healthy => Tone::Good,
+        api::Health::Unhealthy | api::Health::Unreachable => Tone::Bad,
+    };
+    Cell::toned(tone, health.name())
+}
+
+/// One row a flow, and what they add up to.
+pub fn flows(flows: &api::Flows, palette: Palette) -> String {
+    let mut text = String::new();
+    if !flows.flows.is_empty() {
+        let mut table = Table::new(&[
+            ("CLIENT", Left),
+            ("VIP", Left),
+            ("SERVICE", Left),
+            ("BACKEND", Left),
+            ("STATE", Left),
+            ("AGE", Right),
+            ("IDLE", Right),
+        ]);
+        for flow in &flows.flows {
+            table.row([
+                (*flow.client).into(),
+                (*flow.vip).into(),
+                (*flow.service).into(),
+                (*flow.backend).into(),
+                (*flow.state).into(),
+                seconds(flow.age_seconds).into(),
+                seconds(flow.idle_seconds).into(),
+            ]);
+        }
+        text += &table.render(palette);
+        text.push('\n');
+    }
+    if flows.truncated {
+        let (shown, limit) = (exact(flows.flows.len() as u64), api::FlowFilter::MAX_LIMIT);
+        text += &format!("{shown} are shown: `--limit N` shows more, up to {limit}\n");
+    }
+    let states = by_state(&flows.by_state);
+    text += &format!("{} matching{states}\n", plural(flows.matching, "flow"));
+    if flows.by_backend.len() > 1 {
+        let mut table = Table::new(&[("SERVICE", Left), ("BACKEND", Left), ("FLOWS", Right)]);
+        for share in &flows.by_backend {
+            table.row([
+                (*share.service).into(),
+                (*share.backend).into(),
+                exact(share.flows).into(),
+            ]);
+        }
+        text += &format!("\n{}", table.render(palette));
+    }
+    text
+}
+
+/// What became of every frame; reasons that never happened only if `all` are wanted.
+pub fn reasons(reasons: &api::Reasons, all: bool, palette: Palette) -> String {
+    let mut table =
+        Table::new(&[("VERDICT", Left), ("REASON", Left), ("FRAMES", Right), ("", Left)]);
+    table.row([
+        Cell::toned(Tone::Good, "forward"),
+        "".into(),
+        exact(reasons.forwarded).into(),
+        "Sent to a backend.".into(),
+    ]);
+    for reason in reasons.reasons.iter().filter(|reason| all || reason.count > 0) {
+        let drop = reason.class == Class::Drop.name();
+        table.row([
+            Cell::toned(if drop { Tone::Bad } else { Tone::Plain }, &*reason.class),
+            (*reason.name).into(),
+            exact(reason.count).into(),
+            (*reason.help).into(),
+        ]);
+    }
+    let mut text = table.render(palette);
+    let silent = reasons.reasons.iter().filter(|reason| reason.count == 0).count() as u64;
+    text += &format!(
+        "\n{} frames received = {} forwarded + {} passed to the kernel + {} dropped + {} answered\n",
+        exact(reasons.received),
+        exact(reasons.forwarded),
+        exact(reasons.of_class(Class::Pass)),
+        exact(reasons.of_class(Class::Drop)),
+        exact(reasons.of_class(Class::Answer)),
+    );
+    if silent > 0 && !all {
+        text += &format!("{} never happened: `--all` shows them too\n", plural(silent, "reason"));
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::sample;
+
+    const PLAIN: Palette = Palette { colours: false };
+
+    #[test]
+    fn status_is_one_screen() {
+        insta::assert_snapshot!(status(&sample::status(), PLAIN), @"
+        forwarding: yes
+        instance    default, sluice 0.1.0, daemon since 2026-05-01T07:30:00Z
+        interfaces  eth0 (native)
+        flows       1,254 of 1,048,576: 3 embryonic, 100 young, 1,131 old, 20 closing
+
+        SERVICE  VIP                 FORWARDING  BACKEND  ADDRESS         WEIGHT  ADMIN    HEALTH       FLOWS    NEW  PACKETS    BYTES
+        api      [2001:db8::10]:443  ipip        api-1    2001:db8:1::11     100  enabled  healthy          0      0        0      0 B
+        web      203.0.113.10:80     l2          web-1    10.0.0.11          100  enabled  healthy         12  3,456   99,999  12.3 MB
+                                                 web-2    10.0.0.12           50  enabled  unreachable      0      0        0      0 B
+
+        1 problem
+          backend web/web-2: 10.0.0.12 does not answer ARP on eth0
+        ");
+    }
+
+    #[test]
+    fn trouble_comes_first_and_in_colour() {
+        let mut trouble = sample::status();
+        trouble.ready = false;
+        trouble.interfaces[0].attached = false;
+        trouble.services.clear();
+        trouble.flows = api::FlowTable::new(1 << 20, |_| 0);
+        insta::assert_snapshot!(status(&trouble, PLAIN), @"
+        forwarding: NO
+        instance    default, sluice 0.1.0, daemon since 2026-05-01T07:30:00Z
+        interfaces  eth0 (NOT ATTACHED)
+        flows       0 of 1,048,576
+
+        no service
+
+        1 problem
+          backend web/web-2: 10.0.0.12 does not answer ARP on eth0
+        ");
+        let coloured = status(&trouble, Palette { colours: true });
+        assert!(coloured.starts_with("\x1b[31;1mforwarding: NO\x1b[0m\n"), "{coloured}");
+    }
+
+    #[test]
+    fn many_backends_become_a_line_for_each_service() {
+        let mut many = sample::status();
+        many.problems = (0..100).map(|n| format!("problem {n}")).collect();
+        let web = many.services[1].clone();
+        many.services =
+            (0..500).map(|n| api::Service { name: format!("web-{n}"), ..web.clone() }).collect();
+        let text = status(&many, PLAIN);
+        assert!(
+            text.contains("\nweb-23   203.0.113.10:80  l2          none      65,537  2, 1 down "),
+            "{text}"
+        );
+        assert!(text.contains("\n... and 476 more services: sluice service list\n"), "{text}");
+        assert!(text.contains("\n100 problems\n  problem 0\n"), "{text}");
+        assert!(text.lines().count() < 60, "{text}");
+    }
+
+    #[test]
+    fn services_are_summed_up() {
+        let mut some = sample::status().services;
+        some[0].backends.clear();
+        insta::assert_snapshot!(services(&some, PLAIN), @"
+        SERVICE  VIP                 FORWARDING  AFFINITY   SLOTS  BACKENDS   FLOWS    NEW  PACKETS    BYTES
+        api      [2001:db8::10]:443  ipip        none      65,537  none           0      0        0      0 B
+        web      203.0.113.10:80     l2          none      65,537  2, 1 down     12  3,456   99,999  12.3 MB
+        ");
+        assert_eq!(services(&[], PLAIN), "no service\n");
+    }
+
+    #[test]
+    fn backends_show_their_next_hop() {
+        insta::assert_snapshot!(backends(&sample::status().services, PLAIN), @"
+        SERVICE  BACKEND  ADDRESS         PORT  WEIGHT  ADMIN    HEALTH       FLOWS    NEW  RESET  SYN AGAIN  PACKETS    BYTES  NEXT HOP
+        api      api-1    2001:db8:1::11    80     100  enabled  healthy          0      0      0          0        0      0 B  eth0 02:00:00:00:00:01
+        web      web-1    10.0.0.11         80     100  enabled  healthy         12  3,456      0          0   99,999  12.3 MB  eth0 02:00:00:00:00:01
+        web      web-2    10.0.0.12         80      50  enabled  unreachable      0      0      7          0        0      0 B  no answer to ARP on eth0
+        ");
+        assert_eq!(backends(&[], PLAIN), "no backend\n");
+    }
+
+    #[test]
+    fn flows_are_listed_and_counted() {
+        insta::assert_snapshot!(flows(&sample::flows(), PLAIN), @"
+        CLIENT                 VIP              SERVICE  BACKEND  STATE        AGE  IDLE
+        198.51.100.7:40001     203.0.113.10:80  web      web-1    old        1d 2h    0s
+        198.51.100.7:40002     203.0.113.10:80  web      web-2    embryonic     3s    3s
+        [2001:db8:7::1]:50000  203.0.113.10:80  web      web-1    closing    1m 1s   12s
+
+        3 are shown: `--limit N` shows more, up to 100000
+        1,234 flows matching: 3 embryonic, 100 young, 1,131 old, 20 closing
+
+        SERVICE  BACKEND  FLOWS
+        web      web-1    1,200
+        web      web-2       34
+        ");
+        assert_eq!(flows(&api::Flows::default(), PLAIN), "0 flows matching\n");
+    }
+
+    #[test]
+    fn reasons_add_up_to_what_was_received() {
+        let mut some = sample::reasons();
+        some.reasons.retain(|reason| reason.count > 0 || reason.class == Class::Answer.name());
+        for reason in &mut some.reasons {
+            reason.help = format!("Help for {}.", reason.name);
+        }
+        insta::assert_snapshot!(reasons(&some, false, PLAIN), @"
+        VERDICT  REASON         FRAMES
+        forward                 99,999  Sent to a backend.
+        pass     not_ip            321  Help for not_ip.
+        pass     not_vip     1,234,567  Help for not_vip.
+        drop     fragment            4  Help for fragment.
+        answer   no_backend         56  Help for no_backend.
+
+        1,334,947 frames received = 99,999 forwarded + 1,234,888 passed to the kernel + 4 dropped + 56 answered
+        1 reason never happened: `--all` shows them too
+        ");
+        let all = reasons(&sample::reasons(), true, PLAIN);
+        assert!(lb_common::reason::Reason::ALL.iter().all(|reason| all.contains(reason.name())));
+    }
+}

@@ -1,0 +1,84 @@
+use clap::error::ErrorKind;
+
+use super::*;
+use crate::control::sample;
+
+fn parsed(line: &str) -> Result<Cli, ErrorKind> {
+    Cli::try_parse_from(line.split_whitespace()).map_err(|error| error.kind())
+}
+
+#[test]
+fn the_command_line_is_consistent() {
+    Cli::command().debug_assert();
+}
+
+#[test]
+fn every_documented_command_is_understood() {
+    let lines = [
+        "sluice run --config /etc/sluice/sluice.toml",
+        "sluice check sluice.toml",
+        "sluice check sluice.toml --json",
+        "sluice status --json --instance edge-1",
+        "sluice --instance edge-1 status",
+        "sluice service list",
+        "sluice backend list",
+        "sluice backend list web --json",
+        "sluice flows --service web --backend web-1 --client 2001:db8::1 --limit 0",
+        "sluice reasons --all",
+        "sluice detach",
+        "sluice completions zsh",
+        "sluice agent run --interface eth0 --vip 203.0.113.10 2001:db8::10 --from 10.255.0.0/16",
+        "sluice agent run --interface eth0 --vip 203.0.113.10 --vip 203.0.113.11",
+        "sluice agent detach",
+        "sluice agent status --json",
+    ];
+    for line in lines {
+        assert!(parsed(line).is_ok(), "{line}");
+    }
+}
+
+#[test]
+fn wrong_usage_is_told_from_failure() {
+    let cases = [
+        ("sluice", ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand),
+        ("sluice start", ErrorKind::InvalidSubcommand),
+        ("sluice run", ErrorKind::MissingRequiredArgument),
+        ("sluice run --json --config x", ErrorKind::UnknownArgument),
+        ("sluice --instance .. status", ErrorKind::ValueValidation),
+        ("sluice --instance a/b status", ErrorKind::ValueValidation),
+        ("sluice flows --client example.com", ErrorKind::ValueValidation),
+        ("sluice flows --limit 100001", ErrorKind::ValueValidation),
+        ("sluice agent run --interface eth0", ErrorKind::MissingRequiredArgument),
+        (
+            "sluice agent run --interface eth0 --vip 1.2.3.4 --from 1.2.3.4",
+            ErrorKind::ValueValidation,
+        ),
+    ];
+    for (line, kind) in cases {
+        assert_eq!(parsed(line).err(), Some(kind), "{line}");
+    }
+}
+
+#[test]
+fn a_reader_who_leaves_is_no_error() {
+    struct Refusing(io::ErrorKind);
+    impl Write for Refusing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+    assert!(print_to(Refusing(io::ErrorKind::BrokenPipe), b"text").is_ok());
+    assert!(print_to(Refusing(io::ErrorKind::StorageFull), b"text").is_err());
+}
+
+#[test]
+fn backends_are_listed_with_their_service() {
+    let services = sample::status().services;
+    let json = serde_json::to_value(backends(&services)).expect("JSON");
+    assert_eq!(json[1]["service"], "web");
+    assert_eq!(json[1]["name"], "web-1");
+    assert_eq!(json[1]["active_flows"], 12);
+}

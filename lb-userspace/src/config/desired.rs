@@ -1,0 +1,433 @@
+//! Raw TOML → [`Desired`]: defaults, ranges, and what fits together.
+
+use std::{
+    collections::HashMap,
+    hash::Hash,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    ops::Range,
+    time::Duration,
+};
+
+use ipnet::IpNet;
+use lb_common::{abi::capacity, forward::Forwarding, maglev::DEFAULT_SLOTS, service::Affinity};
+use toml::Spanned;
+
+use super::{
+    Error, Family, MAX_WEIGHT, Problem, Source, raw,
+    values::{
+        checked_name, choice, duration, is_interface_name, prime_from, ranged, required, unusable,
+    },
+};
+use crate::model::{Backend, CheckKind, Dataplane, Desired, HealthCheck, Service, XdpMode};
+
+const DRAIN_DEADLINE: Duration = Duration::from_secs(5 * 60);
+const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
+const WEIGHT: u16 = 100;
+
+const FLOW_CAPACITY: (i64, i64) = (1 << 10, 1 << 28);
+const DRAIN_DEADLINES: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(30 * 86_400));
+const PROBE_TIMES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
+const STREAKS: (i64, i64) = (1, 100);
+
+/// Slots a backend that keep the shares even within 1 % (Maglev, NSDI 2016, §3.4).
+pub(super) const SLOTS_PER_BACKEND: usize = 100;
+
+pub(super) fn desired(source: &Source<'_>, raw: raw::File) -> Result<Desired, Error> {
+    let dataplane = dataplane(source, raw.dataplane)?;
+    let http = listen(source, raw.http)?;
+    let mut seen = Seen::default();
+    let mut services = Vec::with_capacity(raw.service.len());
+    for (index, service) in raw.service.into_iter().enumerate() {
+        if index == capacity::SERVICES {
+            return Err(source.refuse(service.span(), Problem::TooManyServices));
+        }
+        services.push(self::service(source, service, &mut seen)?);
+    }
+    seen.refuse_loops(source)?;
+    services.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(Desired { dataplane, http, services })
+}
+
+fn dataplane(source: &Source<'_>, raw: Option<raw::Dataplane>) -> Result<Dataplane, Error> {
+    let Some(raw) = raw else {
+        return Err(source.refuse(0..0, Problem::NoInterface));
+    };
+    let flow_capacity = match raw.flow_capacity {
+        Some(number) => ranged(source, "flow_capacity", &number, FLOW_CAPACITY)?,
+        None => capacity::FLOWS as u32,
+    };
+    Ok(Dataplane {
+        interfaces: interfaces(source, raw.interfaces)?,
+        xdp_mode: choice(
+            source,
+            "xdp_mode",
+            raw.xdp_mode,
+            XdpMode::Auto,
+            &[
+                ("auto", Some(XdpMode::Auto)),
+                ("native", Some(XdpMode::Native)),
+                ("generic", Some(XdpMode::Generic)),
+            ],
+        )?,
+        flow_capacity: flow_capacity.next_power_of_two(),
+        hash_seed: hash_seed(source, raw.hash_seed)?,
+        own_vips: raw.own_vips.unwrap_or(true),
+        tunnel_sources: tunnel_sources(source, raw.tunnel_source)?,
+    })
+}
+
+fn interfaces(
+    source: &Source<'_>,
+    raw: Option<Spanned<Vec<raw::Text>>>,
+) -> Result<Vec<String>, Error> {
+    let at = raw.as_ref().map_or(0..0, Spanned::span);
+    let names = raw.map(Spanned::into_inner).unwrap_or_default();
+    if names.is_empty() {
+        return Err(source.refuse(at, Problem::NoInterface));
+    }
+    let mut seen = Places::default();
+    for name in &names {
+        if !is_interface_name(name.get_ref()) {
+            let problem = Problem::InterfaceName { name: name.get_ref().clone() };
+            return Err(source.refuse(name.span(), problem));
+        }
+        seen.insert(source, name.get_ref().clone(), name.span(), || {
+            (format!("interface {:?}", name.get_ref()), "name it once")
+        })?;
+    }
+    Ok(names.into_iter().map(Spanned::into_inner).collect())
+}
+
+fn hash_seed(source: &Source<'_>, raw: Option<raw::Text>) -> Result<Option<String>, Error> {
+    let Some(seed) = raw else { return Ok(None) };
+    let length = seed.get_ref().len();
+    if !(1..=256).contains(&length) {
+        return Err(source.refuse(seed.span(), Problem::HashSeed { length }));
+    }
+    Ok(Some(seed.into_inner()))
+}
+
+fn tunnel_sources(source: &Source<'_>, raw: Vec<raw::Text>) -> Result<Vec<IpNet>, Error> {
+    let mut prefixes: Vec<IpNet> = Vec::new();
+    for text in raw {
+        let refuse = |problem| source.refuse(text.span(), problem);
+        let value = text.get_ref();
+        let Ok(prefix) = value.parse::<IpNet>() else {
+            return Err(refuse(Problem::NoPrefix { value: value.clone() }));
+        };
+        if prefix != prefix.trunc() {
+            let problem = Problem::LongPrefix { value: value.clone(), prefix: prefix.trunc() };
+            return Err(refuse(problem));
+        }
+        if let Some(why) = unusable(prefix.addr()) {
+            let problem = Problem::Unusable { what: "tunnel_source", address: prefix.addr(), why };
+            return Err(refuse(problem));
+        }
+        let family = Family::of(prefix.addr());
+        if prefixes.iter().any(|other| Family::of(other.addr()) == family) {
+            return Err(refuse(Problem::SecondPrefix { family }));
+        }
+        prefixes.push(prefix);
+    }
+    Ok(prefixes)
+}
+
+fn listen(source: &Source<'_>, raw: raw::Http) -> Result<Option<SocketAddr>, Error> {
+    let Some(text) = raw.listen else { return Ok(Some(LISTEN)) };
+    match text.get_ref().as_str() {
+        "off" => Ok(None),
+        value => match value.parse() {
+            Ok(address) => Ok(Some(address)),
+            Err(_) => {
+                let problem = Problem::Listen { value: value.to_owned() };
+                Err(source.refuse(text.span(), problem))
+            }
+        },
+    }
+}
+
+fn service(
+    source: &Source<'_>,
+    raw: Spanned<raw::Service>,
+    seen: &mut Seen,
+) -> Result<Service, Error> {
+    let at = raw.span();
+    let raw = raw.into_inner();
+    let name = required(source, &at, "this [[service]]", "name", "web", raw.name)?;
+    let name_at = name.span();
+    let name = checked_name(source, "service", name)?;
+    seen.services.insert(source, name.clone(), name_at, || {
+        (format!("service {name:?}"), "give each service a name of its own")
+    })?;
+    let of = format!("service {name:?}");
+    let vip = required(source, &at, &of, "vip", "203.0.113.10:80", raw.vip)?;
+    let vip_at = vip.span();
+    let vip = self::vip(source, vip)?;
+    seen.vips.insert(source, vip, vip_at.clone(), || {
+        (format!("VIP {vip}"), "give each service a port or an address of its own")
+    })?;
+    seen.vip_addresses.entry(vip.ip()).or_insert(vip_at.start);
+    let forwarding = choice(
+        source,
+        "forwarding",
+        raw.forwarding,
+        Forwarding::L2,
+        &[
+            (Forwarding::L2.name(), Some(Forwarding::L2)),
+            (Forwarding::Ipip.name(), Some(Forwarding::Ipip)),
+            (Forwarding::Nat.name(), None),
+        ],
+    )?;
+    let affinity = choice(
+        source,
+        "affinity",
+        raw.affinity,
+        Affinity::None,
+        &[
+            (Affinity::None.name(), Some(Affinity::None)),
+            (Affinity::SourceIp.name(), Some(Affinity::SourceIp)),
+        ],
+    )?;
+    let slots_at = raw.slots.as_ref().map_or(at, Spanned::span);
+    let slots = slots(source, raw.slots)?;
+    let drain_deadline = match raw.drain_deadline {
+        Some(text) => duration(source, "drain_deadline", &text, "5m", DRAIN_DEADLINES)?,
+        None => DRAIN_DEADLINE,
+    };
+    let health = health(source, raw.health)?;
+    let count = raw.backend.len();
+    if slots < count as u32 {
+        let fitting = u32::try_from(count * SLOTS_PER_BACKEND)
+            .ok()
+            .map(prime_from)
+            .filter(|prime| *prime >= (count * SLOTS_PER_BACKEND) as u32);
+        let problem = Problem::FewSlots { service: name, backends: count, slots, fitting };
+        return Err(source.refuse(slots_at, problem));
+    }
+    let mut service = Service {
+        name,
+        vip,
+        forwarding,
+        affinity,
+        slots,
+        drain_deadline,
+        health,
+        backends: Vec::with_capacity(count),
+    };
+    let mut members = Members::default();
+    for raw in raw.backend {
+        if seen.backends.len() == capacity::BACKENDS - 1 {
+            return Err(source.refuse(raw.span(), Problem::TooManyBackends));
+        }
+        let backend = backend(source, raw, &service, seen, &mut members)?;
+        service.backends.push(backend);
+    }
+    service.backends.sort_by(|a, b| a.name.cmp(&b.name));
+    Ok(service)
+}
+
+fn vip(source: &Source<'_>, text: raw::Text) -> Result<SocketAddr, Error> {
+    let at = text.span();
+    let value = text.into_inner();
+    let vip = match value.parse::<SocketAddr>() {
+        // `[fe80::1%2]:80`: a scope, or a flow label, has no place in a VIP.
+        Ok(SocketAddr::V6(v6)) => SocketAddr::new((*v6.ip()).into(), v6.port()),
+        Ok(v4) => v4,
+        Err(_) => return Err(source.refuse(at, Problem::NoVip { value })),
+    };
+    if let Some(why) = unusable(vip.ip()) {
+        return Err(source.refuse(at, Problem::Unusable { what: "VIP", address: vip.ip(), why }));
+    }
+    if vip.port() == 0 {
+        return Err(source.refuse(at, Problem::PortZero { value }));
+    }
+    Ok(vip)
+}
+
+fn slots(source: &Source<'_>, raw: Option<raw::Number>) -> Result<u32, Error> {
+    let Some(number) = raw else { return Ok(DEFAULT_SLOTS) };
+    let slots = ranged(source, "slots", &number, (2, i64::from(capacity::MAX_SLOTS)))?;
+    let next = prime_from(slots);
+    if next != slots {
+        let problem = Problem::NoPrime { value: number.get_ref().0, next };
+        return Err(source.refuse(number.span(), problem));
+    }
+    Ok(slots)
+}
+
+fn health(source: &Source<'_>, raw: raw::Health) -> Result<HealthCheck, Error> {
+    #[derive(Clone, Copy)]
+    enum Check {
+        None,
+        Tcp,
+        Http,
+    }
+    let default = HealthCheck::default();
+    let check = choice(
+        source,
+        "check",
+        raw.check,
+        Check::Tcp,
+        &[
+            ("tcp", Some(Check::Tcp)),
+            ("http", Some(Check::Http)),
+            ("none", Some(Check::None)),
+            ("https", None),
+            ("grpc", None),
+        ],
+    )?;
+    let kind = match (check, raw.path) {
+        (Check::Http, path) => CheckKind::Http { path: http_path(source, path)? },
+        (Check::None, None) => CheckKind::None,
+        (Check::Tcp, None) => CheckKind::Tcp,
+        (Check::None, Some(path)) => {
+            return Err(source.refuse(path.span(), Problem::PathWithoutHttp { check: "none" }));
+        }
+        (Check::Tcp, Some(path)) => {
+            return Err(source.refuse(path.span(), Problem::PathWithoutHttp { check: "tcp" }));
+        }
+    };
+    let interval = match &raw.interval {
+        Some(text) => duration(source, "interval", text, "2s", PROBE_TIMES)?,
+        None => default.interval,
+    };
+    let timeout = match &raw.timeout {
+        Some(text) => duration(source, "timeout", text, "1s", PROBE_TIMES)?,
+        None => default.timeout.min(interval),
+    };
+    if timeout > interval {
+        let at = raw.timeout.or(raw.interval).map_or(0..0, |text| text.span());
+        return Err(source.refuse(at, Problem::TimeoutExceedsInterval { timeout, interval }));
+    }
+    let rise = match raw.rise {
+        Some(number) => ranged(source, "rise", &number, STREAKS)?,
+        None => default.rise,
+    };
+    let fall = match raw.fall {
+        Some(number) => ranged(source, "fall", &number, STREAKS)?,
+        None => default.fall,
+    };
+    Ok(HealthCheck { kind, interval, timeout, rise, fall })
+}
+
+fn http_path(source: &Source<'_>, raw: Option<raw::Text>) -> Result<String, Error> {
+    let Some(text) = raw else { return Ok("/".to_owned()) };
+    let path = text.get_ref();
+    let fits = path.starts_with('/') && path.len() <= 1024;
+    if !fits || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
+        let problem = Problem::HttpPath { path: path.clone() };
+        return Err(source.refuse(text.span(), problem));
+    }
+    Ok(text.into_inner())
+}
+
+fn backend(
+    source: &Source<'_>,
+    raw: Spanned<raw::Backend>,
+    service: &Service,
+    seen: &mut Seen,
+    members: &mut Members,
+) -> Result<Backend, Error> {
+    let at = raw.span();
+    let raw = raw.into_inner();
+    let of = format!("a backend of service {:?}", service.name);
+    let name = required(source, &at, &of, "name", "web-1", raw.name)?;
+    let name_at = name.span();
+    let name = checked_name(source, "backend", name)?;
+    members.names.insert(source, name.clone(), name_at, || {
+        (format!("backend {name:?} of service {:?}", service.name), "give each a name of its own")
+    })?;
+    let of = format!("backend {name:?}");
+    let text = required(source, &at, &of, "address", "10.0.0.11", raw.address)?;
+    let Ok(address) = text.get_ref().parse::<IpAddr>() else {
+        let problem = Problem::NoAddress { value: text.get_ref().clone() };
+        return Err(source.refuse(text.span(), problem));
+    };
+    if let Some(why) = unusable(address) {
+        let problem = Problem::Unusable { what: "backend address", address, why };
+        return Err(source.refuse(text.span(), problem));
+    }
+    if service.forwarding == Forwarding::L2 && Family::of(address) != Family::of(service.vip.ip()) {
+        let problem = Problem::FamilyMismatch { backend: name, address, vip: service.vip };
+        return Err(source.refuse(text.span(), problem));
+    }
+    let port = match raw.port {
+        Some(number) => {
+            let port = ranged(source, "port", &number, (1, i64::from(u16::MAX)))? as u16;
+            if port != service.vip.port() {
+                let forwarding = service.forwarding.name();
+                let problem =
+                    Problem::PortMismatch { backend: name, port, vip: service.vip, forwarding };
+                return Err(source.refuse(number.span(), problem));
+            }
+            port
+        }
+        None => service.vip.port(),
+    };
+    members.addresses.insert(source, (address, port), text.span(), || {
+        (format!("a backend at {address} port {port}"), "give one server one entry and its weight")
+    })?;
+    seen.backends.push((address, text.span().start));
+    let weight = match raw.weight {
+        Some(number) => ranged(source, "weight", &number, (0, i64::from(MAX_WEIGHT)))? as u16,
+        None => WEIGHT,
+    };
+    Ok(Backend { name, address, port, weight })
+}
+
+/// What must be unique in an instance, and where it was first.
+#[derive(Default)]
+struct Seen {
+    services: Places<String>,
+    vips: Places<SocketAddr>,
+    vip_addresses: HashMap<IpAddr, usize>,
+    backends: Vec<(IpAddr, usize)>,
+}
+
+impl Seen {
+    /// A backend at an address of ours would get its frames from itself.
+    fn refuse_loops(&self, source: &Source<'_>) -> Result<(), Error> {
+        for (address, at) in &self.backends {
+            if let Some(vip) = self.vip_addresses.get(address) {
+                let problem = Problem::BackendIsVip { address: *address, line: source.line(*vip) };
+                return Err(source.refuse(*at..*at, problem));
+            }
+        }
+        Ok(())
+    }
+}
+
+/// What must be unique in a service.
+#[derive(Default)]
+struct Members {
+    names: Places<String>,
+    addresses: Places<(IpAddr, u16)>,
+}
+
+/// Where each thing stands in the file.
+struct Places<T>(HashMap<T, usize>);
+
+impl<T> Default for Places<T> {
+    fn default() -> Self {
+        Self(HashMap::new())
+    }
+}
+
+impl<T: Eq + Hash> Places<T> {
+    fn insert(
+        &mut self,
+        source: &Source<'_>,
+        thing: T,
+        at: Range<usize>,
+        words: impl FnOnce() -> (String, &'static str),
+    ) -> Result<(), Error> {
+        match self.0.insert(thing, at.start) {
+            None => Ok(()),
+            Some(first) => {
+                let (what, way_out) = words();
+                let line = source.line(first);
+                Err(source.refuse(at, Problem::Duplicate { what, line, way_out }))
+            }
+        }
+    }
+}

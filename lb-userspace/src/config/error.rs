@@ -1,0 +1,418 @@
+//! Why a config file is refused: the one list. Each message names the place, the thing and
+//! the way out.
+
+use std::{
+    fmt, io,
+    net::{IpAddr, SocketAddr},
+    path::PathBuf,
+    time::Duration,
+};
+
+use humantime::format_duration;
+use lb_common::abi::capacity;
+
+use super::MAX_FILE_BYTES;
+
+/// Why there is no [`Desired`](crate::model::Desired).
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The file could not be read.
+    #[error("read {path}")]
+    Read {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// Nobody writes such a file by hand; reading it whole would be no favour.
+    #[error("{path} is larger than {} MiB: is it a config file?", MAX_FILE_BYTES >> 20)]
+    TooLarge {
+        /// Which.
+        path: PathBuf,
+    },
+    /// The file can't be what is wanted.
+    #[error("{place}: {problem}")]
+    Invalid {
+        /// Where.
+        place: Place,
+        /// What, and the way out.
+        problem: Box<Problem>,
+    },
+}
+
+/// A place in a file; lines and columns (in characters) count from 1.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The file's name as given.
+    pub file: String,
+    /// Line.
+    pub line: usize,
+    /// Column.
+    pub column: usize,
+}
+
+impl fmt::Display for Place {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}:{}:{}", self.file, self.line, self.column)
+    }
+}
+
+/// What is wrong.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Problem {
+    /// A byte that is no text.
+    #[error("not UTF-8: save the file as UTF-8 text")]
+    NotText,
+    /// No TOML, an unknown field, or a value of another type.
+    #[error("{message}{}", in_field(.field))]
+    Toml {
+        /// TOML's or serde's words.
+        message: String,
+        /// Path of the field, where known.
+        field: Option<String>,
+    },
+    /// Nothing behind `=`.
+    #[error("a value is missing: write one, or leave the field out")]
+    NoValue,
+    /// A bare word, which TOML takes for a number gone wrong.
+    #[error("`{word}` is neither a number nor true or false: a text needs quotes, as {word:?}")]
+    Unquoted {
+        /// As written.
+        word: String,
+    },
+    /// Nothing to attach to.
+    #[error(
+        "no interface: name those where clients' frames arrive, as in `[dataplane]` \
+         `interfaces = [\"eth0\"]`"
+    )]
+    NoInterface,
+    /// The kernel would never give an interface this name.
+    #[error(
+        "interface {name:?}: a name has 1 to 15 characters, without blanks, `/` and `:`; \
+         see `ip link`"
+    )]
+    InterfaceName {
+        /// As written.
+        name: String,
+    },
+    /// A field that has no default.
+    #[error("{thing} has no `{field}`: add `{field} = {example:?}`")]
+    Missing {
+        /// What it belongs to.
+        thing: String,
+        /// Which.
+        field: &'static str,
+        /// What it could be.
+        example: &'static str,
+    },
+    /// A name that metrics and commands could not carry.
+    #[error("{what} name {name:?}: use 1 to 63 of A-Z a-z 0-9 . _ -")]
+    Name {
+        /// Whose.
+        what: &'static str,
+        /// As written.
+        name: String,
+    },
+    /// The same thing twice.
+    #[error("{what} is already on line {line}: {way_out}")]
+    Duplicate {
+        /// What.
+        what: String,
+        /// Where it was first.
+        line: usize,
+        /// What to do.
+        way_out: &'static str,
+    },
+    /// None of the words a field takes.
+    #[error("`{field} = {value:?}`: it is one of {choices}")]
+    Choice {
+        /// Which field.
+        field: &'static str,
+        /// As written.
+        value: String,
+        /// What it can be.
+        choices: String,
+    },
+    /// A word that a later version will take.
+    #[error("`{field} = {value:?}` is not in this version: use one of {choices}")]
+    NotYet {
+        /// Which field.
+        field: &'static str,
+        /// As written.
+        value: String,
+        /// What it can be.
+        choices: String,
+    },
+    /// A number too small or too large.
+    #[error("`{field} = {value}`: it goes from {least} to {most}")]
+    Range {
+        /// Which field.
+        field: &'static str,
+        /// As written.
+        value: i64,
+        /// Smallest allowed.
+        least: i64,
+        /// Largest allowed.
+        most: i64,
+    },
+    /// No duration.
+    #[error("`{field} = {value:?}`: a duration has a number and a unit, as in \"{example}\"")]
+    NoDuration {
+        /// Which field.
+        field: &'static str,
+        /// As written.
+        value: String,
+        /// What it could be.
+        example: &'static str,
+    },
+    /// A duration too short or too long.
+    #[error(
+        "`{field} = {value:?}`: it goes from {} to {}",
+        format_duration(*.least),
+        format_duration(*.most)
+    )]
+    DurationRange {
+        /// Which field.
+        field: &'static str,
+        /// As written.
+        value: String,
+        /// Shortest allowed.
+        least: Duration,
+        /// Longest allowed.
+        most: Duration,
+    },
+    /// Probes would overlap.
+    #[error(
+        "`timeout` {} is longer than `interval` {}: a probe must end before the next one; \
+         shorten it or lengthen `interval`",
+        format_duration(*.timeout),
+        format_duration(*.interval)
+    )]
+    TimeoutExceedsInterval {
+        /// Of one probe.
+        timeout: Duration,
+        /// Between two.
+        interval: Duration,
+    },
+    /// A path for a check that asks for none.
+    #[error("`path` is for `check = \"http\"`, but this check is {check:?}: leave one of them out")]
+    PathWithoutHttp {
+        /// What it is.
+        check: &'static str,
+    },
+    /// No path of a URL.
+    #[error(
+        "`path = {path:?}`: a path begins with `/` and has at most 1024 ASCII characters, \
+         no blanks; write others as %20"
+    )]
+    HttpPath {
+        /// As written.
+        path: String,
+    },
+    /// No address to listen on.
+    #[error("`listen = {value:?}`: write an address and a port, as \"127.0.0.1:9180\", or \"off\"")]
+    Listen {
+        /// As written.
+        value: String,
+    },
+    /// A seed that would be the same everywhere, or is no seed but a file.
+    #[error(
+        "`hash_seed` has {length} bytes: it is a text of 1 to 256; leave it out and one is made"
+    )]
+    HashSeed {
+        /// As written.
+        length: usize,
+    },
+    /// No prefix.
+    #[error("`tunnel_source` {value:?}: write a prefix, as \"10.255.0.0/16\" or \"fd00:255::/64\"")]
+    NoPrefix {
+        /// As written.
+        value: String,
+    },
+    /// An address and a length, where a prefix is wanted.
+    #[error("`tunnel_source` {value:?} has bits beyond its length: write \"{prefix}\"")]
+    LongPrefix {
+        /// As written.
+        value: String,
+        /// What was probably meant.
+        prefix: ipnet::IpNet,
+    },
+    /// Two prefixes of one family.
+    #[error("`tunnel_source` has a second {family} prefix: at most one of each family")]
+    SecondPrefix {
+        /// Which.
+        family: Family,
+    },
+    /// No VIP.
+    #[error(
+        "`vip = {value:?}`: write an address and a port, as \"203.0.113.10:80\" or \
+         \"[2001:db8::10]:443\"; names are not looked up"
+    )]
+    NoVip {
+        /// As written.
+        value: String,
+    },
+    /// Port 0.
+    #[error("`vip = {value:?}`: clients can't connect to port 0; name the port they use")]
+    PortZero {
+        /// As written.
+        value: String,
+    },
+    /// No address.
+    #[error(
+        "`address = {value:?}`: write an IP address, as \"10.0.0.11\" or \"2001:db8::11\"; \
+         names are not looked up, and the port has a field of its own"
+    )]
+    NoAddress {
+        /// As written.
+        value: String,
+    },
+    /// An address that no frame can be sent to through us.
+    #[error("{what} {address} {why}")]
+    Unusable {
+        /// Whose.
+        what: &'static str,
+        /// Which.
+        address: IpAddr,
+        /// What it is and what to do.
+        why: Unusable,
+    },
+    /// A loop.
+    #[error("backend address {address} is the VIP of line {line}: give the server's own address")]
+    BackendIsVip {
+        /// Which.
+        address: IpAddr,
+        /// Where the VIP is.
+        line: usize,
+    },
+    /// L2 can't change families.
+    #[error(
+        "backend {backend:?} is {}, but the VIP {vip} is {}: l2 keeps the packet as it is; \
+         give it an {} address, or use `forwarding = \"ipip\"`",
+        Family::of(*.address), Family::of(.vip.ip()), Family::of(.vip.ip())
+    )]
+    FamilyMismatch {
+        /// Its name.
+        backend: String,
+        /// Its address.
+        address: IpAddr,
+        /// Its service's.
+        vip: SocketAddr,
+    },
+    /// Direct return can't change ports.
+    #[error(
+        "backend {backend:?} has port {port}, but the VIP's is {}: {forwarding} keeps the \
+         packet's port; leave `port` out and let the server listen on {}",
+        .vip.port(), .vip.port()
+    )]
+    PortMismatch {
+        /// Its name.
+        backend: String,
+        /// As written.
+        port: u16,
+        /// Its service's.
+        vip: SocketAddr,
+        /// Which mode it is.
+        forwarding: &'static str,
+    },
+    /// Maglev's table needs a prime.
+    #[error("`slots = {value}` is not a prime: the next one is {next}")]
+    NoPrime {
+        /// As written.
+        value: i64,
+        /// The smallest prime above it, or the largest allowed.
+        next: u32,
+    },
+    /// Some backends would get nothing.
+    #[error(
+        "service {service:?} has {backends} backends in {slots} slots: 100 slots a backend keep \
+         the shares even, so {}",
+        way_out(.fitting)
+    )]
+    FewSlots {
+        /// Which.
+        service: String,
+        /// How many it has.
+        backends: usize,
+        /// As written, or the default.
+        slots: u32,
+        /// A prime that would do, if there is one.
+        fitting: Option<u32>,
+    },
+    /// More than the maps hold.
+    #[error(
+        "this is service number {}: one instance has at most {}; use a second one (`--instance`)",
+        capacity::SERVICES + 1,
+        capacity::SERVICES
+    )]
+    TooManyServices,
+    /// More than 16 bits count.
+    #[error(
+        "this is backend number {}: one instance has at most {}; use a second one (`--instance`)",
+        capacity::BACKENDS,
+        capacity::BACKENDS - 1
+    )]
+    TooManyBackends,
+}
+
+/// What keeps an address from being a VIP or a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Unusable {
+    /// `0.0.0.0/8` or `::`.
+    #[error("is no host's address: write out the one that clients or frames go to")]
+    Unspecified,
+    /// `127.0.0.0/8` or `::1`.
+    #[error("is a loopback address, which never leaves its host: give one that others reach")]
+    Loopback,
+    /// A group.
+    #[error("is a multicast address: TCP needs the address of one host")]
+    Multicast,
+    /// Everybody.
+    #[error("is the broadcast address: TCP needs the address of one host")]
+    Broadcast,
+    /// Ambiguous without an interface.
+    #[error(
+        "is link-local, which means something else on every link: give a global or a \
+             unique local (fd00::/8) address"
+    )]
+    LinkLocal,
+    /// `::ffff:a.b.c.d`.
+    #[error("is an IPv4 address written as IPv6: write {0}")]
+    Mapped(std::net::Ipv4Addr),
+}
+
+/// An IP version.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Family {
+    /// 4.
+    V4,
+    /// 6.
+    V6,
+}
+
+impl Family {
+    /// An address's.
+    pub fn of(address: IpAddr) -> Self {
+        if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+}
+
+impl fmt::Display for Family {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::V4 => "IPv4",
+            Self::V6 => "IPv6",
+        })
+    }
+}
+
+fn in_field(field: &Option<String>) -> String {
+    field.as_ref().map(|field| format!(", in `{field}`")).unwrap_or_default()
+}
+
+fn way_out(slots: &Option<u32>) -> String {
+    match slots {
+        Some(slots) => format!("set `slots = {slots}`"),
+        None => "split it into several services".to_owned(),
+    }
+}

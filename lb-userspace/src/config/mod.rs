@@ -1,0 +1,112 @@
+//! The config file: TOML text becomes a [`Desired`] once, or one [`Error`] with its line.
+//!
+//! [`parse`] is pure; whether an interface exists, or a backend can be reached, is asked by
+//! who holds the result. Every field is documented in `sluice.example.toml`.
+
+mod desired;
+mod error;
+mod raw;
+mod values;
+mod warnings;
+
+use std::{fs::File, io::Read, ops::Range, path::Path};
+
+pub use error::{Error, Family, Place, Problem, Unusable};
+pub use warnings::warnings;
+
+use crate::model::Desired;
+
+/// Largest file read: 65,535 backends, at 100 bytes a line, fit twice.
+const MAX_FILE_BYTES: u64 = 16 << 20;
+/// Largest weight of a backend.
+const MAX_WEIGHT: u16 = 1000;
+
+/// Reads and checks a config file.
+pub fn load(path: &Path) -> Result<Desired, Error> {
+    let read = |source| Error::Read { path: path.to_owned(), source };
+    let mut bytes = Vec::new();
+    let file = File::open(path).map_err(read)?;
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes).map_err(read)?;
+    if bytes.len() as u64 > MAX_FILE_BYTES {
+        return Err(Error::TooLarge { path: path.to_owned() });
+    }
+    let name = path.display().to_string();
+    match str::from_utf8(&bytes) {
+        Ok(text) => parse(text, &name),
+        Err(error) => {
+            let text = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
+            let end = text.len();
+            Err(Source { name: &name, text: &text }.refuse(end..end, Problem::NotText))
+        }
+    }
+}
+
+/// Checks a config file's text; `name` is what errors call it.
+pub fn parse(text: &str, name: &str) -> Result<Desired, Error> {
+    let source = Source { name, text };
+    let raw = toml::from_str(text).map_err(|error| source.refuse_toml(error))?;
+    desired::desired(&source, raw)
+}
+
+/// A text under examination.
+struct Source<'a> {
+    name: &'a str,
+    text: &'a str,
+}
+
+impl Source<'_> {
+    fn refuse(&self, at: Range<usize>, problem: Problem) -> Error {
+        Error::Invalid { place: self.place(at.start), problem: Box::new(problem) }
+    }
+
+    fn refuse_toml(&self, mut error: toml::de::Error) -> Error {
+        let at = error.span().unwrap_or(0..0);
+        let message = error.message().trim_end().replace('\n', "; ");
+        // TOML's own words for a text without quotes: "invalid float, expected `nan`".
+        let about_scalars = ["invalid float", "invalid boolean", "string values must be quoted"];
+        if about_scalars.iter().any(|start| message.starts_with(start)) {
+            return match self.word(at.start) {
+                (at, "") => self.refuse(at, Problem::NoValue),
+                (at, word) => self.refuse(at, Problem::Unquoted { word: word.to_owned() }),
+            };
+        }
+        // Without the text at hand, the error tells the field's path instead of showing its line.
+        error.set_input(None);
+        let field = error
+            .to_string()
+            .lines()
+            .find_map(|line| Some(line.strip_prefix("in `")?.strip_suffix('`')?.to_owned()));
+        self.refuse(at, Problem::Toml { message, field })
+    }
+
+    fn place(&self, offset: usize) -> Place {
+        let before = self.before(offset);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
+        Place {
+            file: self.name.to_owned(),
+            line: self.line(offset),
+            column: before[line_start..].chars().count() + 1,
+        }
+    }
+
+    fn line(&self, offset: usize) -> usize {
+        self.before(offset).bytes().filter(|byte| *byte == b'\n').count() + 1
+    }
+
+    /// The word around an offset, up to what may stand beside a value.
+    fn word(&self, offset: usize) -> (Range<usize>, &str) {
+        let ends = |c: char| c.is_whitespace() || "=,[]{}#".contains(c);
+        let before = self.before(offset);
+        let start = before.rfind(ends).map_or(0, |delimiter| delimiter + 1);
+        let rest = self.text.get(start..).unwrap_or_default();
+        let word = &rest[..rest.find(ends).unwrap_or(rest.len())];
+        (start..start + word.len(), word)
+    }
+
+    fn before(&self, offset: usize) -> &str {
+        self.text.get(..offset).unwrap_or(self.text)
+    }
+}
+
+#[cfg(test)]
+mod tests;

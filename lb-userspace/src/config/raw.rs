@@ -1,0 +1,102 @@
+//! The file as TOML has it: which fields there are and of which type, nothing more.
+//!
+//! Every value keeps its place in the text, so that whoever refuses it can name the line.
+
+use std::fmt;
+
+use serde::{Deserialize, Deserializer, de};
+use toml::Spanned;
+
+/// A whole file.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct File {
+    pub dataplane: Option<Dataplane>,
+    #[serde(default)]
+    pub http: Http,
+    #[serde(default)]
+    pub service: Vec<Spanned<Service>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Dataplane {
+    pub interfaces: Option<Spanned<Vec<Text>>>,
+    pub xdp_mode: Option<Text>,
+    pub flow_capacity: Option<Number>,
+    pub hash_seed: Option<Text>,
+    pub own_vips: Option<bool>,
+    #[serde(default)]
+    pub tunnel_source: Vec<Text>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Http {
+    pub listen: Option<Text>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Service {
+    pub name: Option<Text>,
+    pub vip: Option<Text>,
+    pub forwarding: Option<Text>,
+    pub affinity: Option<Text>,
+    pub slots: Option<Number>,
+    pub drain_deadline: Option<Text>,
+    #[serde(default)]
+    pub health: Health,
+    #[serde(default)]
+    pub backend: Vec<Spanned<Backend>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    pub check: Option<Text>,
+    pub path: Option<Text>,
+    pub interval: Option<Text>,
+    pub timeout: Option<Text>,
+    pub rise: Option<Number>,
+    pub fall: Option<Number>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Backend {
+    pub name: Option<Text>,
+    pub address: Option<Text>,
+    pub port: Option<Number>,
+    pub weight: Option<Number>,
+}
+
+/// A string and its place.
+pub type Text = Spanned<String>;
+
+/// A whole number and its place.
+pub type Number = Spanned<Whole>;
+
+/// A whole number; of its own type so that a wrong one is told in words, not as "i64".
+#[derive(Clone, Copy)]
+pub struct Whole(pub i64);
+
+impl<'de> Deserialize<'de> for Whole {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Whole;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a whole number")
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Whole, E> {
+                Ok(Whole(number))
+            }
+        }
+
+        deserializer.deserialize_i64(Visitor)
+    }
+}

@@ -1,0 +1,438 @@
+//! What is said over the control socket, and printed by `--json`. Field names are fixed:
+//! scripts read them. Fields may be added.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use lb_common::{
+    counters::Event,
+    flow::State,
+    reason::{Class, Reason},
+};
+use serde::{Deserialize, Serialize};
+
+/// This binary's version, in [`Status`] and in the `server` header of every answer.
+pub const VERSION: &str = env!("CARGO_PKG_VERSION");
+
+/// `GET /v1/status`: the instance at one glance.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Status {
+    /// Its name.
+    pub instance: String,
+    /// Of the daemon.
+    pub version: String,
+    /// Attached and forwarding.
+    pub ready: bool,
+    /// When this daemon started: RFC 3339, UTC. Forwarding may be older.
+    pub since: String,
+    /// Where clients' frames arrive.
+    pub interfaces: Vec<Interface>,
+    /// Sorted by name.
+    pub services: Vec<Service>,
+    /// The flow table.
+    pub flows: FlowTable,
+    /// What is wrong and what to do about it, one sentence each.
+    pub problems: Vec<String>,
+}
+
+/// An interface of the config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`; what was asked for while it is not attached.
+    pub xdp_mode: String,
+    /// Whether our program is on it.
+    pub attached: bool,
+}
+
+/// A service.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Service {
+    /// Its name.
+    pub name: String,
+    /// Address and port.
+    pub vip: String,
+    /// `l2`, `ipip` or `nat`.
+    pub forwarding: String,
+    /// `none` or `source-ip`.
+    pub affinity: String,
+    /// Of its Maglev table.
+    pub slots: u32,
+    /// Sorted by name; behind them, those that left the config and still have flows.
+    pub backends: Vec<Backend>,
+}
+
+/// A backend. Totals count since the program was attached, whoever the daemon was.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Backend {
+    /// Its name.
+    pub name: String,
+    /// Where it is.
+    pub address: IpAddr,
+    /// Where it listens.
+    pub port: u16,
+    /// Share of new flows, relative to the others'.
+    pub weight: u16,
+    /// What the operator said.
+    pub admin: Admin,
+    /// What is seen.
+    pub health: Health,
+    /// Interface and MAC that frames for it go to, or why there is none.
+    pub next_hop: String,
+    /// Flows it has now.
+    pub active_flows: u64,
+    /// SYNs that chose it.
+    pub new_flows_total: u64,
+    /// Frames forwarded to it.
+    pub packets_total: u64,
+    /// Their bytes, as received.
+    pub bytes_total: u64,
+    /// Flows met in the middle.
+    pub adopted_flows_total: u64,
+    /// Flows that found no place in the table.
+    pub untracked_flows_total: u64,
+    /// SYNs sent again.
+    pub syn_retransmissions_total: u64,
+    /// Flows reset because it was gone.
+    pub reset_flows_total: u64,
+}
+
+/// What the operator wants of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Admin {
+    /// It takes its share of new flows.
+    Enabled,
+    /// It keeps its flows and takes no new ones.
+    Draining,
+    /// As before, and none is left.
+    Drained,
+    /// It has no flows.
+    Disabled,
+}
+
+/// What is seen of a backend.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Health {
+    /// Nothing yet.
+    Unknown,
+    /// It answers.
+    Healthy,
+    /// It answers wrongly.
+    Unhealthy,
+    /// It does not answer.
+    Unreachable,
+}
+
+/// The flow table's load.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FlowTable {
+    /// How many flows it can hold.
+    pub capacity: u64,
+    /// How many it holds.
+    pub used: u64,
+    /// The same by state: `embryonic`, `young`, `old`, `closing`, `reset`.
+    pub by_state: BTreeMap<String, u64>,
+}
+
+/// Which flows `GET /v1/flows` lists: those that match all that is given.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FlowFilter {
+    /// Of this service.
+    pub service: Option<String>,
+    /// Of this backend.
+    pub backend: Option<String>,
+    /// Of this client.
+    pub client: Option<IpAddr>,
+    /// List so many at most; all that match are counted. Default [`FlowFilter::LIMIT`].
+    pub limit: Option<usize>,
+}
+
+/// `GET /v1/flows`: some flows, and the count of all that match.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Flows {
+    /// At most `limit` of those that match.
+    pub flows: Vec<Flow>,
+    /// How many match.
+    pub matching: u64,
+    /// The same by state.
+    pub by_state: BTreeMap<String, u64>,
+    /// The same by backend, sorted; backends without a matching flow are left out.
+    pub by_backend: Vec<BackendFlows>,
+    /// How many were to be listed at most.
+    pub limit: usize,
+    /// Whether more match than are listed.
+    pub truncated: bool,
+}
+
+/// A flow.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Flow {
+    /// The client's address and port.
+    pub client: String,
+    /// The VIP's address and port.
+    pub vip: String,
+    /// The service's name.
+    pub service: String,
+    /// The backend's name.
+    pub backend: String,
+    /// `embryonic`, `young`, `old`, `closing` or `reset`.
+    pub state: String,
+    /// Since its first packet.
+    pub age_seconds: u64,
+    /// Since its last packet, as exactly as the table keeps it.
+    pub idle_seconds: u64,
+}
+
+/// A backend's share of the matching flows.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct BackendFlows {
+    /// The service's name.
+    pub service: String,
+    /// The backend's name.
+    pub backend: String,
+    /// How many.
+    pub flows: u64,
+}
+
+/// `GET /v1/reasons`: what became of every frame since the program was attached.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Reasons {
+    /// All frames: the sum of those forwarded and of all counts below.
+    pub received: u64,
+    /// Frames sent to a backend.
+    pub forwarded: u64,
+    /// Every reason, in the order of their numbers.
+    pub reasons: Vec<ReasonCount>,
+}
+
+/// How many frames ended for one reason.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct ReasonCount {
+    /// Its name.
+    pub name: String,
+    /// `pass`, `drop` or `answer`.
+    pub class: String,
+    /// What it means and what to do about it.
+    pub help: String,
+    /// How many frames.
+    pub count: u64,
+}
+
+/// What the server says when it can't do what was asked.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Failure {
+    /// Why, in one sentence.
+    pub error: String,
+}
+
+impl Status {
+    /// The service of this name, or what is there instead.
+    pub fn service(&self, name: &str) -> Result<&Service, String> {
+        self.services.iter().find(|service| service.name == name).ok_or_else(|| {
+            format!("no service {name:?}{}", hint(self.services.iter().map(|s| &*s.name)))
+        })
+    }
+}
+
+impl Service {
+    /// The backend of this name, or what is there instead.
+    pub fn backend(&self, name: &str) -> Result<&Backend, String> {
+        let names = self.backends.iter().map(|backend| &*backend.name);
+        self.backends
+            .iter()
+            .find(|backend| backend.name == name)
+            .ok_or_else(|| format!("no backend {name:?} in service {:?}{}", self.name, hint(names)))
+    }
+}
+
+/// "; there are a, b and 3 more".
+fn hint<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
+    const SHOWN: usize = 8;
+    let count = names.len();
+    let shown: Vec<&str> = names.take(SHOWN).collect();
+    match count {
+        0 => "; there is none".to_owned(),
+        1..=SHOWN => format!("; there are: {}", shown.join(", ")),
+        _ => format!("; there are: {} and {} more", shown.join(", "), count - SHOWN),
+    }
+}
+
+impl Backend {
+    /// The total of an event.
+    pub fn total(&self, event: Event) -> u64 {
+        match event {
+            Event::NewFlow => self.new_flows_total,
+            Event::Adopted => self.adopted_flows_total,
+            Event::Untracked => self.untracked_flows_total,
+            Event::SynRetransmission => self.syn_retransmissions_total,
+            Event::Reset => self.reset_flows_total,
+        }
+    }
+}
+
+impl Admin {
+    /// The name used by JSON and CLI.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Enabled => "enabled",
+            Self::Draining => "draining",
+            Self::Drained => "drained",
+            Self::Disabled => "disabled",
+        }
+    }
+}
+
+impl Health {
+    /// The name used by JSON and CLI.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Unknown => "unknown",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+            Self::Unreachable => "unreachable",
+        }
+    }
+}
+
+impl FlowTable {
+    /// From what a sweep counted.
+    pub fn new(capacity: u64, count: impl Fn(State) -> u64) -> Self {
+        let by_state = by_state(count);
+        Self { capacity, used: by_state.values().sum(), by_state }
+    }
+}
+
+/// Counts under the states' names.
+pub fn by_state(count: impl Fn(State) -> u64) -> BTreeMap<String, u64> {
+    State::ALL.into_iter().map(|state| (state.name().to_owned(), count(state))).collect()
+}
+
+impl FlowFilter {
+    /// How many flows are listed when nobody says otherwise.
+    pub const LIMIT: usize = 100;
+    /// The most that are listed, however many are asked for: some 20 MiB of JSON.
+    pub const MAX_LIMIT: usize = 100_000;
+
+    /// How many to list.
+    pub fn limit(&self) -> usize {
+        self.limit.unwrap_or(Self::LIMIT).min(Self::MAX_LIMIT)
+    }
+}
+
+impl Reasons {
+    /// From the counts by number; a missing count is 0.
+    pub fn new(forwarded: u64, counts: &[u64]) -> Self {
+        let reasons: Vec<ReasonCount> = Reason::ALL
+            .iter()
+            .map(|reason| ReasonCount {
+                name: reason.name().to_owned(),
+                class: reason.class().name().to_owned(),
+                help: reason.help().to_owned(),
+                count: counts.get(*reason as usize).copied().unwrap_or(0),
+            })
+            .collect();
+        let others: u64 = reasons.iter().map(|reason| reason.count).sum();
+        Self { received: forwarded + others, forwarded, reasons }
+    }
+
+    /// How many frames ended in this class.
+    pub fn of_class(&self, class: Class) -> u64 {
+        let of_class = self.reasons.iter().filter(|reason| reason.class == class.name());
+        of_class.map(|reason| reason.count).sum()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::control::sample;
+
+    /// Every field of `expected` is in `said` with a value of its type.
+    fn assert_has(said: &Value, expected: &Value, path: &str) {
+        match (said, expected) {
+            (Value::Object(said), Value::Object(expected)) => {
+                for (name, value) in expected {
+                    let path = format!("{path}.{name}");
+                    assert_has(said.get(name).unwrap_or_else(|| panic!("no {path}")), value, &path);
+                }
+            }
+            (Value::Array(said), Value::Array(expected)) => {
+                assert_has(&said[0], &expected[0], &format!("{path}[0]"));
+            }
+            _ => assert_eq!(
+                std::mem::discriminant(said),
+                std::mem::discriminant(expected),
+                "{path}: {said} and {expected}"
+            ),
+        }
+    }
+
+    #[test]
+    fn the_names_that_the_design_fixes_are_there() {
+        let fixed = json!({"instance":"default","version":"0.1.0","ready":true,
+         "interfaces":[{"name":"eth0","xdp_mode":"native","attached":true}],
+         "services":[{"name":"web","vip":"203.0.113.10:80","forwarding":"l2",
+          "backends":[{"name":"web-1","address":"10.0.0.11","weight":100,"admin":"enabled",
+           "health":"healthy","active_flows":12,"new_flows_total":3456,"packets_total":99999,
+           "bytes_total":12345678}]}]});
+        let said = serde_json::to_value(sample::status()).expect("JSON");
+        assert_has(&said, &fixed, "status");
+    }
+
+    #[test]
+    fn every_event_is_a_total_of_its_name() {
+        let mut backend = sample::status().services[0].backends[0].clone();
+        backend.new_flows_total = 1;
+        backend.adopted_flows_total = 2;
+        backend.untracked_flows_total = 3;
+        backend.syn_retransmissions_total = 4;
+        backend.reset_flows_total = 5;
+        let json = serde_json::to_value(&backend).expect("JSON");
+        for event in Event::ALL {
+            assert_eq!(json[format!("{}_total", event.name())], backend.total(event), "{event:?}");
+        }
+    }
+
+    #[test]
+    fn names_are_the_same_in_json_and_for_people() {
+        for admin in [Admin::Enabled, Admin::Draining, Admin::Drained, Admin::Disabled] {
+            assert_eq!(json!(admin), admin.name());
+        }
+        for health in [Health::Unknown, Health::Healthy, Health::Unhealthy, Health::Unreachable] {
+            assert_eq!(json!(health), health.name());
+        }
+    }
+
+    #[test]
+    fn received_is_the_sum_of_all_verdicts() {
+        let reasons = sample::reasons();
+        let classes =
+            [Class::Pass, Class::Drop, Class::Answer].map(|class| reasons.of_class(class));
+        assert_eq!(classes, [1_234_888, 4, 56]);
+        assert_eq!(reasons.received, reasons.forwarded + classes.iter().sum::<u64>());
+        assert_eq!(Reasons::new(0, &[]).received, 0);
+    }
+
+    #[test]
+    fn a_wrong_name_is_answered_with_the_right_ones() {
+        let status = sample::status();
+        assert_eq!(
+            status.service("wbe").expect_err("there is none"),
+            "no service \"wbe\"; there are: api, web"
+        );
+        assert_eq!(
+            status.services[0].backend("x").expect_err("there is none"),
+            "no backend \"x\" in service \"api\"; there are: api-1"
+        );
+        let names: Vec<String> = (0..10).map(|n| format!("s{n}")).collect();
+        assert_eq!(
+            hint(names.iter().map(String::as_str)),
+            "; there are: s0, s1, s2, s3, s4, s5, s6, s7 and 2 more"
+        );
+    }
+}

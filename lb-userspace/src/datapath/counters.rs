@@ -1,0 +1,74 @@
+//! Counters: the kernel keeps a row for each CPU, here they are summed.
+
+use anyhow::Result;
+use lb_common::{
+    abi::{Traffic, capacity::COUNTERS_PER_CHUNK},
+    counters::{EVENTS, Event},
+    reason::Reason,
+};
+
+use super::Maps;
+
+/// What was counted of one backend, on all CPUs together.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct BackendCounters {
+    /// Packets and bytes forwarded to it.
+    pub traffic: Traffic,
+    /// Events, in the order of [`Event::ALL`].
+    pub events: [u64; EVENTS],
+}
+
+impl BackendCounters {
+    /// How often something happened.
+    pub const fn event(&self, event: Event) -> u64 {
+        self.events[event as usize]
+    }
+}
+
+impl Maps {
+    /// The counters of some backends, in the order of the indices asked for. Indices that lie
+    /// close together cost one read.
+    pub fn counters(&self, indices: &[u16]) -> Result<Vec<BackendCounters>> {
+        let mut counters = Vec::with_capacity(indices.len());
+        let mut chunk: Option<(u32, [BackendCounters; COUNTERS_PER_CHUNK])> = None;
+        for &index in indices {
+            let number = u32::from(index) / COUNTERS_PER_CHUNK as u32;
+            let sums = match &chunk {
+                Some((held, sums)) if *held == number => sums,
+                _ => &chunk.insert((number, self.chunk(number)?)).1,
+            };
+            counters.push(sums[usize::from(index) % COUNTERS_PER_CHUNK]);
+        }
+        Ok(counters)
+    }
+
+    fn chunk(&self, number: u32) -> Result<[BackendCounters; COUNTERS_PER_CHUNK]> {
+        let mut sums = [BackendCounters::default(); COUNTERS_PER_CHUNK];
+        for row in self.traffic(number)? {
+            for (sum, traffic) in sums.iter_mut().zip(row) {
+                sum.traffic.packets += traffic.packets;
+                sum.traffic.bytes += traffic.bytes;
+            }
+        }
+        for row in self.events(number)? {
+            for (sum, events) in sums.iter_mut().zip(row) {
+                for (sum, count) in sum.events.iter_mut().zip(events.counts) {
+                    *sum += count;
+                }
+            }
+        }
+        Ok(sums)
+    }
+
+    /// Starts a backend's counters anew, when its index gets a new owner.
+    pub fn reset_counters(&mut self, index: u16) -> Result<()> {
+        let index = usize::from(index);
+        self.clear_counters((index / COUNTERS_PER_CHUNK) as u32, index % COUNTERS_PER_CHUNK)
+    }
+
+    /// Frames not forwarded, by reason, in the order of [`Reason::ALL`].
+    pub fn reason_counts(&self) -> Result<Vec<u64>> {
+        let rows = self.reasons()?;
+        Ok((0..Reason::ALL.len()).map(|reason| rows.iter().map(|row| row[reason]).sum()).collect())
+    }
+}

@@ -1,0 +1,187 @@
+//! The flow table as the daemon sees it: swept, counted, listed. It is the kernel's own
+//! memory: a pass over a million entries takes milliseconds and no system call.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::{Context as _, Result};
+use lb_common::{
+    abi::{FlowRecord, Settings, capacity},
+    flow::{Entry, GROUP, State, tick_of},
+};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use super::{Maps, clock, memory::Mapping};
+
+/// Words of one flow record.
+const RECORD_WORDS: usize = size_of::<FlowRecord>() / 8;
+
+/// The flow table and its records.
+pub(super) struct FlowMemory {
+    words: Mapping,
+    records: Mapping,
+}
+
+/// What one pass over the flow table saw.
+#[derive(Clone, Debug)]
+pub struct Sweep {
+    /// Active flows of each backend, by backend index.
+    pub active: Vec<u32>,
+    /// Entries of each backend, whatever their state: while there is one, the index is taken.
+    pub entries: Vec<u32>,
+    /// Entries by state, as in [`State::ALL`].
+    pub by_state: [u32; State::ALL.len()],
+    /// Entries that had expired and were freed.
+    pub freed: u32,
+}
+
+impl Default for Sweep {
+    fn default() -> Self {
+        Self {
+            active: vec![0; capacity::BACKENDS],
+            entries: vec![0; capacity::BACKENDS],
+            by_state: [0; State::ALL.len()],
+            freed: 0,
+        }
+    }
+}
+
+impl Sweep {
+    /// Entries in use.
+    pub fn used(&self) -> u32 {
+        self.by_state.iter().sum()
+    }
+}
+
+/// One flow of the table.
+#[derive(Clone, Debug, PartialEq)]
+pub struct FlowView {
+    /// Who connects.
+    pub client: SocketAddr,
+    /// The port connected to.
+    pub vip_port: u16,
+    /// Index of the backend.
+    pub backend: u16,
+    /// What is known of it.
+    pub state: State,
+    /// Seconds since it was inserted.
+    pub age_seconds: f64,
+    /// Seconds since its last packet, to within a tick.
+    pub idle_seconds: f64,
+}
+
+impl FlowMemory {
+    pub fn map(maps: &Maps, settings: &Settings) -> Result<Self> {
+        let flows = (settings.flow_mask as usize + 1) * GROUP;
+        Ok(Self {
+            words: Mapping::writable(maps.flows_fd(), flows * 8).context("map FLOWS")?,
+            records: Mapping::readable(maps.flow_records_fd(), flows * size_of::<FlowRecord>())
+                .context("map FLOW_RECORDS")?,
+        })
+    }
+
+    /// Frees what has expired, and counts the rest.
+    pub fn sweep(&self, settings: &Settings, now: u32) -> Sweep {
+        sweep(self.words.words(), settings, tick_of(settings, u64::from(now)))
+    }
+
+    /// Hands every flow to `each`, until that has enough.
+    pub fn each(&self, settings: &Settings, now: u32, mut each: impl FnMut(&FlowView) -> bool) {
+        let tick = tick_of(settings, u64::from(now));
+        let tick_seconds = clock::seconds(1 << settings.tick_shift, settings.hz);
+        let records = self.records.words().chunks_exact(RECORD_WORDS);
+        for (word, record) in self.words.words().iter().zip(records) {
+            let entry = Entry(word.load(Ordering::Relaxed));
+            if matches!(entry.state(), State::Free) || entry.is_expired(tick, settings) {
+                continue;
+            }
+            let record = read_record(record);
+            let view = FlowView {
+                client: SocketAddr::new(
+                    IpAddr::from(record.client),
+                    u16::from_be_bytes(record.client_port),
+                ),
+                vip_port: u16::from_be_bytes(record.vip_port),
+                backend: entry.backend(),
+                state: entry.state(),
+                age_seconds: clock::seconds(now.wrapping_sub(record.start as u32), settings.hz),
+                idle_seconds: f64::from(entry.age(tick)) * tick_seconds,
+            };
+            if !each(&view) {
+                return;
+            }
+        }
+    }
+}
+
+fn sweep(words: &[AtomicU64], settings: &Settings, tick: u8) -> Sweep {
+    let mut sweep = Sweep::default();
+    for word in words {
+        let entry = Entry(word.load(Ordering::Relaxed));
+        let state = entry.state();
+        if matches!(state, State::Free) {
+            continue;
+        }
+        if entry.is_expired(tick, settings) {
+            // If a packet was quicker, the flow lives.
+            if word.compare_exchange(entry.0, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
+                sweep.freed += 1;
+                continue;
+            }
+        }
+        let backend = usize::from(entry.backend());
+        sweep.entries[backend] += 1;
+        sweep.active[backend] += u32::from(state.is_active());
+        sweep.by_state[state as usize - 1] += 1;
+    }
+    sweep
+}
+
+fn read_record(words: &[AtomicU64]) -> FlowRecord {
+    let mut copy = [0u64; RECORD_WORDS];
+    for (to, from) in copy.iter_mut().zip(words) {
+        *to = from.load(Ordering::Relaxed);
+    }
+    FlowRecord::read_from_bytes(copy.as_bytes()).unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use zerocopy::FromZeros as _;
+
+    use super::*;
+    use crate::datapath::clock::Timing;
+
+    fn settings() -> Settings {
+        let timing = Timing::from_hz(250);
+        let mut settings = Settings::new_zeroed();
+        settings.hz = timing.hz;
+        settings.tick_shift = timing.tick_shift;
+        settings.idle_ticks = timing.idle_ticks;
+        settings.reuse_ticks = timing.reuse_ticks;
+        settings
+    }
+
+    #[test]
+    fn a_sweep_frees_what_is_silent_for_too_long_and_counts_the_rest() {
+        let settings = settings();
+        let entry = |backend, tick, state| AtomicU64::new(Entry::new(!0, backend, tick, state).0);
+        let words = [
+            entry(1, 100, State::Old),
+            entry(1, 99, State::Closing),
+            entry(2, 100, State::Embryonic),
+            entry(2, 100, State::Reset),
+            entry(2, 50, State::Embryonic),
+            entry(3, 0, State::Closing),
+            AtomicU64::new(0),
+        ];
+        let sweep = sweep(&words, &settings, 100);
+        assert_eq!((sweep.active[1], sweep.active[2], sweep.active[3]), (2, 1, 0));
+        assert_eq!((sweep.entries[1], sweep.entries[2], sweep.entries[3]), (2, 2, 0));
+        assert_eq!(sweep.by_state, [1, 0, 1, 1, 1]);
+        assert_eq!((sweep.used(), sweep.freed), (4, 2));
+        assert_eq!(words[4].load(Ordering::Relaxed), 0);
+    }
+}

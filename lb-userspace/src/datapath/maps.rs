@@ -1,0 +1,273 @@
+//! Typed access to the maps.
+
+#![expect(unsafe_code, reason = "aya wants its marker trait on map types")]
+
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use anyhow::{Context as _, Result, anyhow};
+use aya::{
+    Pod,
+    maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, Map, MapData, PerCpuArray},
+};
+use lb_common::{
+    abi::{
+        self, Backend, Egress, EventsChunk, FlowRecord, ReasonCounts, Service, ServiceKey,
+        Settings, SlotLine, TrafficChunk, VipFilter, map,
+    },
+    address::Address,
+    flow::Group,
+};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
+use super::{memory::Mapping, pins::Pins};
+
+/// A map type of `lb_common::abi`, as aya takes it.
+#[derive(Clone, Copy)]
+#[repr(transparent)]
+pub struct Raw<T>(pub T);
+
+// SAFETY: `FromBytes` and `IntoBytes` say that every byte pattern is a `T` and that a `T` has
+// no padding; both are derived, and so checked, in `lb_common::abi`.
+unsafe impl<T: FromBytes + IntoBytes + Copy + 'static> Pod for Raw<T> {}
+
+type Table<T> = Array<MapData, Raw<T>>;
+type PerCpu<T> = PerCpuArray<MapData, Raw<T>>;
+
+/// The maps of one instance.
+pub struct Maps {
+    settings: Table<Settings>,
+    filter: Table<VipFilter>,
+    vips: HashMap<MapData, Raw<Address>, u32>,
+    flows: Table<Group>,
+    flow_records: Table<FlowRecord>,
+    service_index: HashMap<MapData, Raw<ServiceKey>, u32>,
+    services: Table<Service>,
+    slots: ArrayOfMaps<MapData, Table<SlotLine>>,
+    backends: Table<Backend>,
+    egresses: Table<Egress>,
+    traffic: PerCpu<TrafficChunk>,
+    events: PerCpu<EventsChunk>,
+    reasons: PerCpu<ReasonCounts>,
+}
+
+impl Maps {
+    /// The pinned maps of an instance.
+    pub fn pinned(pins: &Pins) -> Result<Self> {
+        macro_rules! open {
+            ($name:expr) => {
+                pinned(pins, $name)?
+                    .try_into()
+                    .with_context(|| format!("map {} has another layout", $name))?
+            };
+        }
+        Ok(Self {
+            settings: open!(map::SETTINGS),
+            filter: open!(map::VIP_FILTER),
+            vips: open!(map::VIPS),
+            flows: open!(map::FLOWS),
+            flow_records: open!(map::FLOW_RECORDS),
+            service_index: open!(map::SERVICE_INDEX),
+            services: open!(map::SERVICES),
+            slots: open!(map::SLOTS),
+            backends: open!(map::BACKENDS),
+            egresses: open!(map::EGRESSES),
+            traffic: open!(map::TRAFFIC),
+            events: open!(map::EVENTS),
+            reasons: open!(map::REASONS),
+        })
+    }
+
+    /// What every packet is told.
+    pub fn settings(&self) -> Result<Settings> {
+        Ok(self.settings.get(&0, 0).context("read SETTINGS")?.0)
+    }
+
+    /// Writes it.
+    pub fn set_settings(&mut self, settings: &Settings) -> Result<()> {
+        self.settings.set(0, Raw(*settings), 0).context("write SETTINGS")
+    }
+
+    /// Writes the VIP filter.
+    pub fn set_filter(&mut self, filter: &VipFilter) -> Result<()> {
+        self.filter.set(0, Raw(*filter), 0).context("write VIP_FILTER")
+    }
+
+    /// The VIP filter.
+    pub fn filter(&self) -> Result<VipFilter> {
+        Ok(self.filter.get(&0, 0).context("read VIP_FILTER")?.0)
+    }
+
+    /// Adds a VIP to those that are known exactly.
+    pub fn add_vip(&mut self, vip: Address) -> Result<()> {
+        self.vips.insert(Raw(vip), 0, 0).context("write VIPS")
+    }
+
+    /// Takes one away.
+    pub fn remove_vip(&mut self, vip: Address) -> Result<()> {
+        self.vips.remove(&Raw(vip)).context("delete from VIPS")
+    }
+
+    /// All VIPs.
+    pub fn vips(&self) -> Result<BTreeSet<IpAddr>> {
+        self.vips
+            .keys()
+            .map(|key| key.map(|Raw(vip)| vip.into()))
+            .collect::<Result<_, _>>()
+            .context("read VIPS")
+    }
+
+    /// Every service that can be found by its key, with its index.
+    pub fn service_index(&self) -> Result<Vec<(ServiceKey, u32)>> {
+        self.service_index
+            .iter()
+            .map(|entry| entry.map(|(Raw(key), index)| (key, index)))
+            .collect::<Result<_, _>>()
+            .context("read SERVICE_INDEX")
+    }
+
+    /// Lets a service be found.
+    pub fn set_service_index(&mut self, key: &ServiceKey, index: u32) -> Result<()> {
+        self.service_index.insert(Raw(*key), index, 0).context("write SERVICE_INDEX")
+    }
+
+    /// Lets a service no longer be found.
+    pub fn remove_service_index(&mut self, key: &ServiceKey) -> Result<()> {
+        self.service_index.remove(&Raw(*key)).context("delete from SERVICE_INDEX")
+    }
+
+    /// A service.
+    pub fn service(&self, index: u32) -> Result<Service> {
+        Ok(self.services.get(&index, 0).context("read SERVICES")?.0)
+    }
+
+    /// Writes a service.
+    pub fn set_service(&mut self, index: u32, service: &Service) -> Result<()> {
+        self.services.set(index, Raw(*service), 0).context("write SERVICES")
+    }
+
+    /// A backend.
+    pub fn backend(&self, index: u32) -> Result<Backend> {
+        Ok(self.backends.get(&index, 0).context("read BACKENDS")?.0)
+    }
+
+    /// Writes a backend.
+    pub fn set_backend(&mut self, index: u32, backend: &Backend) -> Result<()> {
+        self.backends.set(index, Raw(*backend), 0).context("write BACKENDS")
+    }
+
+    /// A way out.
+    pub fn egress(&self, index: u32) -> Result<Egress> {
+        Ok(self.egresses.get(&index, 0).context("read EGRESSES")?.0)
+    }
+
+    /// Writes a way out.
+    pub fn set_egress(&mut self, index: u32, egress: &Egress) -> Result<()> {
+        self.egresses.set(index, Raw(*egress), 0).context("write EGRESSES")
+    }
+
+    /// Puts a whole Maglev table in the place of a service's present one, in one step.
+    pub fn set_slots(&mut self, service: u32, slots: &[u16]) -> Result<()> {
+        let lines = slots.len().div_ceil(abi::capacity::SLOTS_PER_LINE);
+        let table = Table::<SlotLine>::create(lines as u32, abi::SLOT_FLAGS as u32)
+            .context("create a Maglev table")?;
+        let mapping = Mapping::writable(fd(table.map()), lines * size_of::<SlotLine>())
+            .context("map a Maglev table")?;
+        for (word, backends) in mapping.words().iter().zip(slots.chunks(4)) {
+            let mut bytes = [0; 8];
+            for (place, backend) in bytes.chunks_exact_mut(2).zip(backends) {
+                place.copy_from_slice(&backend.to_ne_bytes());
+            }
+            word.store(u64::from_ne_bytes(bytes), std::sync::atomic::Ordering::Relaxed);
+        }
+        self.slots.set(service, &table, 0).context("write SLOTS")
+    }
+
+    /// The Maglev table of a service, as it stands in the kernel.
+    pub fn slots(&self, service: u32, count: u32) -> Result<Vec<u16>> {
+        let table = self.slots.get(&service, 0).context("read SLOTS")?;
+        let lines = (count as usize).div_ceil(abi::capacity::SLOTS_PER_LINE);
+        let mapping = Mapping::readable(fd(table.map()), lines * size_of::<SlotLine>())
+            .context("map a Maglev table")?;
+        let mut slots: Vec<u16> = mapping
+            .words()
+            .iter()
+            .flat_map(|word| {
+                let [a, b, c, d, e, f, g, h] =
+                    word.load(std::sync::atomic::Ordering::Relaxed).to_ne_bytes();
+                [[a, b], [c, d], [e, f], [g, h]].map(u16::from_ne_bytes)
+            })
+            .collect();
+        slots.truncate(count as usize);
+        Ok(slots)
+    }
+
+    /// Traffic of the backends of one chunk, a row for each CPU.
+    pub(super) fn traffic(&self, chunk: u32) -> Result<Vec<TrafficChunk>> {
+        rows(&self.traffic, chunk).context("read TRAFFIC")
+    }
+
+    /// Events of the backends of one chunk, a row for each CPU.
+    pub(super) fn events(&self, chunk: u32) -> Result<Vec<EventsChunk>> {
+        rows(&self.events, chunk).context("read EVENTS")
+    }
+
+    /// Sets the counters of one chunk to zero for one place in it.
+    pub(super) fn clear_counters(&mut self, chunk: u32, place: usize) -> Result<()> {
+        fn cleared<T: FromBytes + IntoBytes + Copy + 'static, const N: usize>(
+            map: &mut PerCpu<[T; N]>,
+            chunk: u32,
+            place: usize,
+        ) -> Result<()> {
+            let mut values: Vec<Raw<[T; N]>> = map.get(&chunk, 0)?.to_vec();
+            for Raw(row) in &mut values {
+                row[place] = T::new_zeroed();
+            }
+            map.set(chunk, values.try_into()?, 0)?;
+            Ok(())
+        }
+        cleared(&mut self.traffic, chunk, place).context("write TRAFFIC")?;
+        cleared(&mut self.events, chunk, place).context("write EVENTS")
+    }
+
+    /// Counts by reason, a row for each CPU.
+    pub(super) fn reasons(&self) -> Result<Vec<ReasonCounts>> {
+        rows(&self.reasons, 0).context("read REASONS")
+    }
+
+    /// The flow table's file descriptor.
+    pub(super) fn flows_fd(&self) -> BorrowedFd<'_> {
+        fd(self.flows.map())
+    }
+
+    /// The flow records' file descriptor.
+    pub(super) fn flow_records_fd(&self) -> BorrowedFd<'_> {
+        fd(self.flow_records.map())
+    }
+}
+
+fn pinned(pins: &Pins, name: &str) -> Result<Map> {
+    let path = pins.map(name);
+    MapData::from_pin(&path)
+        .and_then(Map::from_map_data)
+        .with_context(|| format!("open {}", path.display()))
+}
+
+fn fd(map: &MapData) -> BorrowedFd<'_> {
+    map.fd().as_fd()
+}
+
+fn rows<T: FromBytes + IntoBytes + Immutable + Copy + 'static>(
+    map: &PerCpu<T>,
+    index: u32,
+) -> Result<Vec<T>> {
+    Ok(map
+        .get(&index, 0)
+        .map_err(|error| anyhow!(error))?
+        .iter()
+        .map(|Raw(value)| *value)
+        .collect())
+}

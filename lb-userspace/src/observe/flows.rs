@@ -1,0 +1,61 @@
+//! Flows: listed with their names, and counted.
+
+use std::collections::BTreeMap;
+
+use lb_common::flow;
+
+use super::{State, status::names};
+use crate::{control::api, datapath::FlowView};
+
+pub(super) fn flows(state: &State, filter: &api::FlowFilter) -> api::Flows {
+    let names = names(state);
+    let limit = filter.limit();
+    let mut listed = Vec::new();
+    let mut matching = 0;
+    let mut by_state = [0u64; flow::State::ALL.len() + 1];
+    let mut by_backend: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+    let scanned = state.datapath.each_flow(|flow: &FlowView| {
+        let Some((service, backend, vip)) = names.get(&flow.backend) else { return true };
+        let matches = filter.service.as_ref().is_none_or(|wanted| wanted == service)
+            && filter.backend.as_ref().is_none_or(|wanted| wanted == backend)
+            && filter.client.is_none_or(|wanted| wanted == flow.client.ip());
+        if !matches {
+            return true;
+        }
+        matching += 1;
+        by_state[flow.state as usize] += 1;
+        *by_backend.entry((service, backend)).or_default() += 1;
+        if listed.len() < limit {
+            let mut vip = *vip;
+            vip.set_port(flow.vip_port);
+            listed.push(api::Flow {
+                client: flow.client.to_string(),
+                vip: vip.to_string(),
+                service: service.clone(),
+                backend: backend.clone(),
+                state: flow.state.name().to_owned(),
+                age_seconds: flow.age_seconds as u64,
+                idle_seconds: flow.idle_seconds as u64,
+            });
+        }
+        true
+    });
+    if let Err(error) = scanned {
+        tracing::warn!("can't list the flows: {error:#}");
+    }
+    api::Flows {
+        truncated: matching > listed.len() as u64,
+        flows: listed,
+        matching,
+        by_state: api::by_state(|state| by_state[state as usize]),
+        by_backend: by_backend
+            .into_iter()
+            .map(|((service, backend), flows)| api::BackendFlows {
+                service: service.to_owned(),
+                backend: backend.to_owned(),
+                flows,
+            })
+            .collect(),
+        limit,
+    }
+}

@@ -1,0 +1,264 @@
+//! The status: what is, in the words of the API.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::{IpAddr, SocketAddr},
+};
+
+use lb_common::{address::Address, counters::Event, flow, reason::Reason};
+
+use super::State;
+use crate::{
+    control::api,
+    datapath::BackendCounters,
+    model::{Backend, CheckKind, Service, XdpMode},
+    network::{NextHop, Unresolved},
+};
+
+/// Share of the flow table that is more than it is made for.
+const CROWDED: f64 = 0.75;
+
+pub(super) fn status(state: &State) -> api::Status {
+    let program = state.datapath.program_id().ok();
+    let interfaces: Vec<api::Interface> = state
+        .interfaces
+        .iter()
+        .map(|seen| {
+            let ours = seen.xdp.filter(|xdp| Some(xdp.id) == program);
+            api::Interface {
+                name: seen.name.clone(),
+                xdp_mode: match (ours, state.desired.dataplane.xdp_mode) {
+                    (Some(xdp), _) if xdp.native => "native",
+                    (Some(_), _) | (None, XdpMode::Generic) => "generic",
+                    (None, XdpMode::Native | XdpMode::Auto) => "native",
+                }
+                .to_owned(),
+                attached: ours.is_some(),
+            }
+        })
+        .collect();
+    let counted = Counted::of(state);
+    let services = state.desired.services.iter().map(|s| service(state, &counted, s)).collect();
+    let attached = !interfaces.is_empty() && interfaces.iter().all(|i| i.attached);
+    let problems = problems(state, &interfaces, &counted);
+    api::Status {
+        instance: state.instance.name().to_owned(),
+        version: api::VERSION.to_owned(),
+        ready: attached && state.image.filter.is_some(),
+        since: humantime::format_rfc3339_seconds(state.since).to_string(),
+        interfaces,
+        services,
+        flows: flow_table(state),
+        problems,
+    }
+}
+
+fn flow_table(state: &State) -> api::FlowTable {
+    api::FlowTable::new(u64::from(state.datapath.flow_capacity()), |wanted| {
+        flow::State::ALL
+            .iter()
+            .position(|state| *state == wanted)
+            .map_or(0, |place| u64::from(state.sweep.by_state[place]))
+    })
+}
+
+/// Every backend of the maps with its counters, found by what it is.
+struct Counted {
+    by_identity: HashMap<(u16, Address, [u8; 2]), u16>,
+    counters: BTreeMap<u16, BackendCounters>,
+    error: Option<String>,
+}
+
+impl Counted {
+    fn of(state: &State) -> Self {
+        let indices: Vec<u16> = state.image.backends.keys().copied().collect();
+        let by_identity = state
+            .image
+            .backends
+            .iter()
+            .map(|(index, record)| ((record.service, record.address, record.port), *index))
+            .collect();
+        match state.datapath.maps.counters(&indices) {
+            Ok(counters) => {
+                let counters = indices.into_iter().zip(counters).collect();
+                Self { by_identity, counters, error: None }
+            }
+            Err(error) => Self {
+                by_identity,
+                counters: BTreeMap::new(),
+                error: Some(format!("can't read the counters: {error:#}")),
+            },
+        }
+    }
+}
+
+fn service(state: &State, counted: &Counted, service: &Service) -> api::Service {
+    let key = service.key();
+    let index = state
+        .image
+        .services
+        .iter()
+        .find(|(_, image)| image.service.key == key)
+        .map(|(index, _)| *index);
+    let mut backends: Vec<api::Backend> = service
+        .backends
+        .iter()
+        .map(|wanted| {
+            let identity = (Address::from(wanted.address), wanted.port.to_be_bytes());
+            let place = index
+                .and_then(|index| counted.by_identity.get(&(index, identity.0, identity.1)))
+                .copied();
+            backend(state, counted, service, wanted, place)
+        })
+        .collect();
+    // No longer in the config, but not without flows.
+    for orphan in &state.image.orphans {
+        let Some(record) = state.image.backends.get(orphan) else { continue };
+        if Some(record.service) == index {
+            let gone = Backend {
+                name: IpAddr::from(record.address).to_string(),
+                address: record.address.into(),
+                port: u16::from_be_bytes(record.port),
+                weight: 0,
+            };
+            let mut shown = backend(state, counted, service, &gone, Some(*orphan));
+            shown.admin = api::Admin::Draining;
+            backends.push(shown);
+        }
+    }
+    api::Service {
+        name: service.name.clone(),
+        vip: service.vip.to_string(),
+        forwarding: service.forwarding.name().to_owned(),
+        affinity: service.affinity.name().to_owned(),
+        slots: service.slots,
+        backends,
+    }
+}
+
+fn backend(
+    state: &State,
+    counted: &Counted,
+    service: &Service,
+    wanted: &Backend,
+    index: Option<u16>,
+) -> api::Backend {
+    let counters =
+        index.and_then(|index| counted.counters.get(&index)).copied().unwrap_or_default();
+    let next_hop = state.next_hops.get(&wanted.address);
+    api::Backend {
+        name: wanted.name.clone(),
+        address: wanted.address,
+        port: wanted.port,
+        weight: wanted.weight,
+        admin: api::Admin::Enabled,
+        health: match (next_hop, &service.health.kind) {
+            (Some(Err(_)), _) => api::Health::Unreachable,
+            (_, CheckKind::None) => api::Health::Healthy,
+            (_, CheckKind::Tcp | CheckKind::Http { .. }) => api::Health::Unknown,
+        },
+        next_hop: describe(next_hop),
+        active_flows: index.map_or(0, |index| u64::from(state.sweep.active[usize::from(index)])),
+        new_flows_total: counters.event(Event::NewFlow),
+        packets_total: counters.traffic.packets,
+        bytes_total: counters.traffic.bytes,
+        adopted_flows_total: counters.event(Event::Adopted),
+        untracked_flows_total: counters.event(Event::Untracked),
+        syn_retransmissions_total: counters.event(Event::SynRetransmission),
+        reset_flows_total: counters.event(Event::Reset),
+    }
+}
+
+fn describe(next_hop: Option<&Result<NextHop, Unresolved>>) -> String {
+    match next_hop {
+        None => "not resolved yet".to_owned(),
+        Some(Err(unresolved)) => unresolved.to_string(),
+        Some(Ok(hop)) => {
+            let [a, b, c, d, e, f] = hop.destination_mac;
+            let mac = format!("{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{f:02x}");
+            match hop.gateway {
+                Some(gateway) => format!("{mac} on {} via {gateway}", hop.interface_name),
+                None => format!("{mac} on {}", hop.interface_name),
+            }
+        }
+    }
+}
+
+fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> Vec<String> {
+    let mut problems = Vec::new();
+    for interface in interfaces.iter().filter(|interface| !interface.attached) {
+        problems.push(format!(
+            "{} does not run our program, so what arrives there is not balanced: start `sluice run` \
+             again, or look who took it off",
+            interface.name
+        ));
+    }
+    for service in &state.desired.services {
+        for backend in &service.backends {
+            if let Some(Err(unresolved)) = state.next_hops.get(&backend.address) {
+                problems.push(format!("{}/{}: {unresolved}", service.name, backend.name));
+            }
+        }
+    }
+    let used = f64::from(state.sweep.used());
+    let capacity = f64::from(state.datapath.flow_capacity());
+    if used > capacity * CROWDED {
+        problems.push(format!(
+            "the flow table is {:.0} % full; flows that find no place break if backends change \
+             meanwhile: raise flow_capacity",
+            used / capacity * 100.0
+        ));
+    }
+    problems
+        .extend(state.reconcile_error.iter().map(|e| format!("the maps are not as wanted: {e}")));
+    problems.extend(counted.error.clone());
+    problems.extend(state.notes.iter().cloned());
+    problems
+}
+
+/// Frames sent to backends, the removed ones' not included.
+pub(super) fn forwarded(state: &State) -> u64 {
+    Counted::of(state).counters.values().map(|counters| counters.traffic.packets).sum()
+}
+
+/// Frames not forwarded, by reason.
+pub(super) fn reason_counts(state: &State) -> Vec<u64> {
+    state.datapath.maps.reason_counts().unwrap_or_else(|error| {
+        tracing::warn!("can't read the reasons: {error:#}");
+        vec![0; Reason::ALL.len()]
+    })
+}
+
+/// The names of the service and the backend that a backend index stands for.
+pub(super) fn names(state: &State) -> HashMap<u16, (String, String, SocketAddr)> {
+    let mut by_service: HashMap<u16, &Service> = HashMap::new();
+    for (index, image) in &state.image.services {
+        if let Some(service) =
+            state.desired.services.iter().find(|service| service.key() == image.service.key)
+        {
+            by_service.insert(*index, service);
+        }
+    }
+    state
+        .image
+        .backends
+        .iter()
+        .map(|(index, record)| {
+            let address = IpAddr::from(record.address);
+            let port = u16::from_be_bytes(record.port);
+            let service = by_service.get(&record.service);
+            let vip = state.image.services.get(&record.service).map_or(
+                SocketAddr::new(address, port),
+                |image| {
+                    let key = image.service.key;
+                    SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port))
+                },
+            );
+            let name = service
+                .and_then(|s| s.backends.iter().find(|b| b.address == address && b.port == port))
+                .map_or_else(|| address.to_string(), |backend| backend.name.clone());
+            let service = service.map_or_else(|| vip.to_string(), |service| service.name.clone());
+            (*index, (service, name, vip))
+        })
+        .collect()
+}

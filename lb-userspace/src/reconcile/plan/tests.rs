@@ -1,0 +1,463 @@
+use std::collections::BTreeMap;
+
+use lb_common::{forward::Forwarding, service::Affinity};
+use proptest::prelude::*;
+
+use super::*;
+use crate::reconcile::WantedBackend;
+
+fn vip(number: u8) -> ServiceKey {
+    ServiceKey {
+        address: Address::v4([203, 0, 113, number]),
+        port: 80u16.to_be_bytes(),
+        protocol: 6,
+        reserved: [0; 5],
+    }
+}
+
+fn hop(number: u8) -> Resolved {
+    let egress = Egress { ifindex: 7, source_mac: [2; 6], ..Egress::default() };
+    Resolved { mac: [4, 0, 0, 0, 0, number], mtu: 1500, egress }
+}
+
+fn backend(number: u8) -> WantedBackend {
+    WantedBackend {
+        address: Address::v4([198, 18, 0, number]),
+        port: 80u16.to_be_bytes(),
+        weight: 100,
+        hashes: [u64::from(number), 1],
+        next_hop: Some(hop(number)),
+    }
+}
+
+fn service(number: u8, backends: &[u8]) -> WantedService {
+    WantedService {
+        key: vip(number),
+        slots: 13,
+        affinity: Affinity::None,
+        forwarding: Forwarding::L2,
+        backends: backends.iter().map(|&number| backend(number)).collect(),
+    }
+}
+
+/// Maps as a packet meets them, write by write.
+#[derive(Default)]
+struct World {
+    image: Image,
+    /// How long each service's Maglev table is, whatever its record says.
+    tables: BTreeMap<u16, u32>,
+}
+
+impl World {
+    /// Plans and writes; nobody's flows have ended.
+    fn reach(&mut self, wanted: &[WantedService]) -> Vec<Write> {
+        self.reach_with(wanted, |_| false)
+    }
+
+    fn reach_with(
+        &mut self,
+        wanted: &[WantedService],
+        is_idle: impl Fn(u16) -> bool,
+    ) -> Vec<Write> {
+        let writes = plan(&self.image, wanted, is_idle).expect("there is room");
+        for (number, write) in writes.iter().enumerate() {
+            self.write(write);
+            if let Err(broken) = self.check() {
+                panic!("after write {number}: {broken}\n{writes:#?}");
+            }
+        }
+        for (index, backend) in &self.image.backends {
+            let service = backend.service;
+            let is_there = self.image.services.contains_key(&service);
+            assert!(is_there, "backend {index} is of service {service}, which is not there");
+        }
+        writes
+    }
+
+    fn write(&mut self, write: &Write) {
+        match write {
+            Write::Slots { service, slots, .. } => {
+                self.tables.insert(*service, *slots);
+            }
+            Write::Egress(index, _) => {
+                let user = self.image.backends.values().find(|b| b.next_hop.egress() == *index);
+                assert_eq!(user, None, "egress {index} is written over in use");
+            }
+            Write::ClearCounters(index) => {
+                assert!(!self.image.backends.contains_key(index), "backend {index} is in use");
+            }
+            _ => {}
+        }
+        self.image.record(write);
+    }
+
+    /// What no packet may ever meet.
+    fn check(&self) -> Result<(), String> {
+        for (index, image) in &self.image.services {
+            if !image.listed {
+                continue;
+            }
+            let slots = image.service.slots;
+            let table = self.tables.get(index).copied().unwrap_or(0);
+            if slots == 0 || slots > table {
+                return Err(format!("service {index} has {slots} slots in a table of {table}"));
+            }
+            for member in image.members.iter().flatten() {
+                match self.image.backends.get(&member.backend) {
+                    Some(backend) if backend.service == *index => {}
+                    other => {
+                        return Err(format!("service {index} slots {member:?}: {other:?}"));
+                    }
+                }
+            }
+        }
+        for (index, backend) in &self.image.backends {
+            let egress = backend.next_hop.egress();
+            if egress != 0 && !self.image.egresses.contains_key(&egress) {
+                return Err(format!("backend {index} leaves by {egress}, which is not there"));
+            }
+        }
+        Ok(())
+    }
+
+    fn index_of(&self, number: u8) -> Option<u16> {
+        let address = backend(number).address;
+        self.image.backends.iter().find(|(_, b)| b.address == address).map(|(index, _)| *index)
+    }
+
+    /// The last bytes of the addresses of those who share a service's slots.
+    fn members(&self, number: u8) -> Vec<u8> {
+        let found = self.image.services.values().find(|s| s.service.key == vip(number));
+        found
+            .and_then(|image| image.members.as_ref())
+            .into_iter()
+            .flatten()
+            .map(|member| self.image.backends[&member.backend].address.low()[3])
+            .collect()
+    }
+}
+
+/// Writes by their names, for tests of their order.
+fn names(writes: &[Write]) -> Vec<&'static str> {
+    writes
+        .iter()
+        .map(|write| match write {
+            Write::ClearCounters(_) => "clear counters",
+            Write::Egress(..) => "egress",
+            Write::Backend(..) => "backend",
+            Write::Slots { .. } => "slots",
+            Write::Service(..) => "service",
+            Write::List(..) => "list",
+            Write::Unlist(..) => "unlist",
+            Write::AddVip(_) => "add VIP",
+            Write::RemoveVip(_) => "remove VIP",
+            Write::Filter(_) => "filter",
+            Write::Orphan(_) => "orphan",
+            Write::RemoveService(_) => "remove service",
+            Write::RemoveBackend(_) => "remove backend",
+        })
+        .collect()
+}
+
+#[test]
+fn a_service_is_complete_before_it_can_be_found() {
+    let mut world = World::default();
+    let writes = world.reach(&[service(10, &[1, 2])]);
+    assert_eq!(
+        names(&writes),
+        [
+            "clear counters",
+            "egress",
+            "backend",
+            "clear counters",
+            "backend",
+            "service",
+            "slots",
+            "list",
+            "add VIP",
+            "filter"
+        ]
+    );
+    assert_eq!(world.members(10), [1, 2]);
+    assert_eq!(world.index_of(1), Some(1), "index 0 is nobody's");
+}
+
+#[test]
+fn what_is_there_is_not_written_again() {
+    let mut world = World::default();
+    let wanted = [service(10, &[1, 2]), service(20, &[3])];
+    world.reach(&wanted);
+    assert_eq!(world.reach(&wanted), []);
+}
+
+#[test]
+fn after_an_adoption_only_the_slots_are_written_again() {
+    let mut world = World::default();
+    let wanted = [service(10, &[1, 2])];
+    world.reach(&wanted);
+    for image in world.image.services.values_mut() {
+        image.members = None;
+    }
+    assert_eq!(names(&world.reach(&wanted)), ["slots"]);
+}
+
+#[test]
+fn a_backend_that_leaves_stays_until_its_last_flow_has_ended() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let index = world.index_of(2).expect("it is there");
+    let without = [service(10, &[1])];
+    assert_eq!(names(&world.reach(&without)), ["slots", "orphan"]);
+    assert_eq!(world.members(10), [1]);
+    assert_eq!(world.reach(&without), []);
+    assert!(world.index_of(2).is_some(), "its flows go on");
+    assert_eq!(world.reach_with(&without, |i| i == index), [Write::RemoveBackend(index)]);
+    assert_eq!(world.index_of(2), None);
+}
+
+#[test]
+fn one_that_leaves_is_not_removed_in_the_same_plan_even_if_idle() {
+    // Its slots are gone only after this plan: a flow may still be on its way to it.
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let writes = world.reach_with(&[service(10, &[1])], |_| true);
+    assert_eq!(names(&writes), ["slots", "orphan"]);
+}
+
+#[test]
+fn one_that_comes_back_finds_its_flows() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let index = world.index_of(2);
+    world.reach(&[service(10, &[1])]);
+    assert_eq!(names(&world.reach(&[service(10, &[1, 2])])), ["backend", "slots"]);
+    assert_eq!(world.index_of(2), index);
+    assert!(world.image.orphans.is_empty());
+    assert_eq!(world.reach_with(&[service(10, &[1, 2])], |_| true), []);
+}
+
+#[test]
+fn an_index_gets_a_new_owner_only_when_the_old_ones_flows_have_ended() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let index = world.index_of(1).expect("it is there");
+    world.reach(&[service(10, &[2, 3])]);
+    assert_ne!(world.index_of(3), Some(index));
+    world.reach_with(&[service(10, &[2, 3])], |_| true);
+    let writes = world.reach(&[service(10, &[2, 3, 4])]);
+    assert_eq!(world.index_of(4), Some(index));
+    assert_eq!(writes[0], Write::ClearCounters(index));
+}
+
+#[test]
+fn a_service_that_leaves_is_unlisted_at_once_and_removed_with_its_last_flow() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1]), service(20, &[2])]);
+    let rest = [service(20, &[2])];
+    assert_eq!(names(&world.reach(&rest)), ["unlist", "orphan"]);
+    assert!(world.image.vips.contains(&IpAddr::from([203, 0, 113, 10])), "flows come in");
+    let index = world.index_of(1).expect("its flows go on");
+    let writes = world.reach_with(&rest, |i| i == index);
+    assert_eq!(names(&writes), ["remove backend", "remove service", "remove VIP", "filter"]);
+    assert_eq!(world.image.services.len(), 1);
+}
+
+#[test]
+fn a_vip_stays_while_another_service_has_its_address() {
+    let mut world = World::default();
+    let mut second = service(10, &[2]);
+    second.key.port = 443u16.to_be_bytes();
+    world.reach(&[service(10, &[1]), second.clone()]);
+    world.reach(std::slice::from_ref(&second));
+    let writes = world.reach_with(&[second], |_| true);
+    assert_eq!(names(&writes), ["remove backend", "remove service"]);
+}
+
+#[test]
+fn a_service_that_comes_back_is_listed_again() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1])]);
+    world.reach(&[]);
+    assert_eq!(names(&world.reach(&[service(10, &[1])])), ["backend", "list"]);
+}
+
+#[test]
+fn no_packet_looks_behind_the_end_of_a_table() {
+    let mut world = World::default();
+    let with = |slots| [WantedService { slots, ..service(10, &[1]) }];
+    world.reach(&with(13));
+    assert_eq!(names(&world.reach(&with(251))), ["slots", "service"]);
+    assert_eq!(names(&world.reach(&with(13))), ["service", "slots"]);
+}
+
+#[test]
+fn a_backend_whose_neighbour_is_unknown_gets_no_new_flows_and_keeps_its_old_ones() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let mut wanted = service(10, &[1, 2]);
+    wanted.backends[1].next_hop = None;
+    assert_eq!(names(&world.reach(&[wanted])), ["slots"]);
+    assert_eq!(world.members(10), [1]);
+    let index = world.index_of(2).expect("it is there");
+    assert_eq!(world.image.backends[&index].next_hop.mac(), hop(2).mac);
+}
+
+#[test]
+fn with_no_neighbour_known_all_backends_stay_in_the_slots() {
+    let mut world = World::default();
+    let mut wanted = service(10, &[1, 2]);
+    for backend in &mut wanted.backends {
+        backend.next_hop = None;
+    }
+    world.reach(&[wanted]);
+    assert_eq!(world.members(10), [1, 2]);
+    assert!(world.image.backends.values().all(|b| b.next_hop == NextHop::UNRESOLVED));
+}
+
+#[test]
+fn a_backend_without_weight_gets_no_new_flows_and_is_no_orphan() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let mut wanted = service(10, &[1, 2]);
+    wanted.backends[0].weight = 0;
+    assert_eq!(names(&world.reach(&[wanted])), ["slots"]);
+    assert_eq!(world.members(10), [2]);
+    assert!(world.image.orphans.is_empty());
+    // Nor is it anybody's way out: the other's neighbour is lost, it is still the other's.
+    let mut wanted = service(10, &[1, 2]);
+    wanted.backends[0].weight = 0;
+    wanted.backends[1].next_hop = None;
+    assert_eq!(world.reach(&[wanted]), []);
+    assert_eq!(world.members(10), [2]);
+}
+
+#[test]
+fn a_new_mac_is_one_write() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let mut wanted = service(10, &[1, 2]);
+    wanted.backends[0].next_hop = Some(hop(99));
+    let writes = world.reach(&[wanted]);
+    assert_eq!(names(&writes), ["backend"]);
+}
+
+#[test]
+fn a_way_out_is_shared_and_its_place_used_again_when_nobody_leaves_by_it() {
+    let mut world = World::default();
+    let by = |ifindex: u32| {
+        let mut wanted = service(10, &[1, 2]);
+        for backend in &mut wanted.backends {
+            let mut hop = hop(1);
+            hop.egress.ifindex = ifindex;
+            backend.next_hop = Some(hop);
+        }
+        [wanted]
+    };
+    for ifindex in 1..=600 {
+        world.reach(&by(ifindex));
+        let egresses: BTreeSet<u16> =
+            world.image.backends.values().map(|b| b.next_hop.egress()).collect();
+        assert_eq!(egresses.len(), 1);
+        let egress = egresses.first().expect("one");
+        assert_eq!(world.image.egresses[egress].ifindex, ifindex);
+    }
+    assert!(world.image.egresses.len() < capacity::EGRESSES);
+}
+
+#[test]
+fn more_than_the_maps_hold_is_refused_whole() {
+    let mut wanted = service(10, &[]);
+    let ports = (0..=u16::MAX).map(|port| WantedBackend { port: port.to_be_bytes(), ..backend(1) });
+    wanted.backends = ports.collect();
+    let error = plan(&Image::default(), &[wanted], |_| false).expect_err("65,536 backends");
+    assert!(error.to_string().contains("more than 65535 backends"), "{error}");
+}
+
+fn any_wanted() -> impl Strategy<Value = Vec<WantedService>> {
+    let backends = || {
+        prop::collection::btree_map(
+            1u8..6,
+            (0u16..3, prop::option::weighted(0.8, (1u8..4, 1u32..4))),
+            0..5,
+        )
+    };
+    let one = || {
+        (prop::sample::select(vec![13u32, 251]), any::<bool>(), backends()).prop_map(
+            |(slots, ipip, backends)| {
+                let mut wanted = service(0, &[]);
+                wanted.slots = slots;
+                wanted.forwarding = if ipip { Forwarding::Ipip } else { Forwarding::L2 };
+                wanted.backends = backends
+                    .into_iter()
+                    .map(|(number, (weight, way))| WantedBackend {
+                        weight,
+                        next_hop: way.map(|(mac, ifindex)| {
+                            let mut hop = hop(mac);
+                            hop.egress.ifindex = ifindex;
+                            hop
+                        }),
+                        ..backend(number)
+                    })
+                    .collect();
+                wanted
+            },
+        )
+    };
+    prop::collection::btree_map(1u8..5, one(), 0..4).prop_map(|services| {
+        services
+            .into_iter()
+            .map(|(number, wanted)| WantedService { key: vip(number), ..wanted })
+            .collect()
+    })
+}
+
+proptest! {
+    /// From anywhere to anywhere: no packet meets a half-made service (`World::check`), the
+    /// maps hold what is wanted, and there is nothing left to do.
+    #[test]
+    fn every_way_between_two_wishes_is_safe_and_ends(
+        wishes in prop::collection::vec((any_wanted(), any::<u16>()), 1..8),
+    ) {
+        let mut world = World::default();
+        for (wanted, idle) in wishes {
+            world.reach_with(&wanted, |index| idle >> (index % 16) & 1 == 1);
+            prop_assert_eq!(world.reach(&wanted), []);
+
+            let listed: BTreeSet<[u8; 4]> = world
+                .image
+                .services
+                .values()
+                .filter(|image| image.listed)
+                .map(|image| image.service.key.address.low())
+                .collect();
+            let keys = wanted.iter().map(|service| service.key.address.low()).collect();
+            prop_assert_eq!(listed, keys);
+            for service in &wanted {
+                let takes: Vec<u8> =
+                    service.backends.iter().filter(|b| b.weight > 0).map(number_of).collect();
+                let reachable: Vec<u8> = service
+                    .backends
+                    .iter()
+                    .filter(|b| b.weight > 0 && b.next_hop.is_some())
+                    .map(number_of)
+                    .collect();
+                let expected = if reachable.is_empty() { takes } else { reachable };
+                let [.., number] = service.key.address.low();
+                prop_assert_eq!(world.members(number), expected);
+            }
+            let vips: BTreeSet<IpAddr> =
+                world.image.services.values().map(|s| s.service.key.address.into()).collect();
+            prop_assert_eq!(world.image.filter.as_ref(), Some(&filter_words(&vips)));
+            prop_assert_eq!(&world.image.vips, &vips);
+        }
+        // When all is unwanted and idle, nothing stays.
+        world.reach_with(&[], |_| true);
+        world.reach_with(&[], |_| true);
+        prop_assert!(world.image.services.is_empty() && world.image.backends.is_empty());
+        prop_assert!(world.image.vips.is_empty());
+    }
+}
+
+fn number_of(backend: &WantedBackend) -> u8 {
+    backend.address.low()[3]
+}

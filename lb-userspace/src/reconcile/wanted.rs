@@ -1,0 +1,147 @@
+//! What the maps should hold, before anything is given an index.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use ipnet::IpNet;
+use lb_common::{
+    abi::{Egress, ServiceKey},
+    address::Address,
+    forward::Forwarding,
+    service::Affinity,
+};
+
+use crate::{
+    model::{self, Desired},
+    network::{NextHop, Unresolved},
+    seed::Seed,
+};
+
+/// A service as it should be.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedService {
+    /// Its identity.
+    pub key: ServiceKey,
+    /// Slots of its Maglev table.
+    pub slots: u32,
+    /// What of a flow chooses its backend.
+    pub affinity: Affinity,
+    /// How frames reach its backends.
+    pub forwarding: Forwarding,
+    /// In the order of their names.
+    pub backends: Vec<WantedBackend>,
+}
+
+/// A backend as it should be. Its identity is its service, address and port: a new name for
+/// the same server moves no flow of its own, though it may move slots.
+#[derive(Clone, Debug, PartialEq)]
+pub struct WantedBackend {
+    /// Where it is.
+    pub address: Address,
+    /// Its port, network order.
+    pub port: [u8; 2],
+    /// Its share of new flows.
+    pub weight: u16,
+    /// Of its name.
+    pub hashes: [u64; 2],
+    /// How to reach it; `None`: nobody knows, so while others are reachable it gets no new
+    /// flows, and what was known before stays in use.
+    pub next_hop: Option<Resolved>,
+}
+
+/// A resolved next hop in the terms of the maps.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Resolved {
+    /// To which MAC.
+    pub mac: [u8; 6],
+    /// Largest IP packet on the way, bytes.
+    pub mtu: u16,
+    /// Out of where, and from whom.
+    pub egress: Egress,
+}
+
+/// What the maps should hold, given what the operator wants and where the backends are.
+pub fn wanted(
+    desired: &Desired,
+    next_hops: &BTreeMap<IpAddr, Result<NextHop, Unresolved>>,
+    seed: &Seed,
+) -> Vec<WantedService> {
+    let sources = &desired.dataplane.tunnel_sources;
+    let backend = |backend: &model::Backend| WantedBackend {
+        address: Address::from(backend.address),
+        port: backend.port.to_be_bytes(),
+        weight: backend.weight,
+        hashes: seed.name_hashes(&backend.name),
+        next_hop: next_hops
+            .get(&backend.address)
+            .and_then(|hop| hop.as_ref().ok())
+            .map(|hop| resolved(hop, sources)),
+    };
+    desired
+        .services
+        .iter()
+        .map(|service| WantedService {
+            key: service.key(),
+            slots: service.slots,
+            affinity: service.affinity,
+            forwarding: service.forwarding,
+            backends: service.backends.iter().map(backend).collect(),
+        })
+        .collect()
+}
+
+fn resolved(hop: &NextHop, tunnel_sources: &[IpNet]) -> Resolved {
+    let mut egress =
+        Egress { ifindex: hop.interface, source_mac: hop.source_mac, ..Egress::default() };
+    let own = IpNet::from(hop.source);
+    for source in [&own].into_iter().chain(tunnel_sources) {
+        match (source, hop.source) {
+            (IpNet::V4(net), IpAddr::V4(_)) => {
+                egress.source_v4 = net.network().octets();
+                egress.spread_v4 = net.hostmask().octets();
+            }
+            (IpNet::V6(net), IpAddr::V6(_)) => {
+                egress.source_v6 = Address::v6(net.network().octets());
+                let [.., a, b, c, d] = net.hostmask().octets();
+                egress.spread_v6 = [a, b, c, d];
+            }
+            _ => {}
+        }
+    }
+    Resolved { mac: hop.destination_mac, mtu: hop.mtu, egress }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::{Ipv4Addr, Ipv6Addr};
+
+    use super::*;
+
+    fn hop(source: IpAddr) -> NextHop {
+        NextHop {
+            interface: 7,
+            interface_name: "eth0".into(),
+            source_mac: [2; 6],
+            destination_mac: [4; 6],
+            mtu: 1500,
+            source,
+            gateway: None,
+        }
+    }
+
+    #[test]
+    fn a_tunnel_comes_from_our_address_or_from_the_prefix_of_its_family() {
+        let v4 = IpAddr::V4(Ipv4Addr::new(198, 18, 0, 1));
+        let plain = resolved(&hop(v4), &[]).egress;
+        assert_eq!((plain.source_v4, plain.spread_v4), ([198, 18, 0, 1], [0; 4]));
+
+        let sources: Vec<IpNet> =
+            ["198.19.0.0/16", "2001:db8:1::/96"].map(|net| net.parse().expect("a prefix")).into();
+        let spread = resolved(&hop(v4), &sources).egress;
+        assert_eq!((spread.source_v4, spread.spread_v4), ([198, 19, 0, 0], [0, 0, 255, 255]));
+
+        let v6 = IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+        let spread = resolved(&hop(v6), &sources).egress;
+        assert_eq!(spread.spread_v6, [255; 4]);
+        assert_eq!(spread.source_v4, [0; 4]);
+    }
+}
