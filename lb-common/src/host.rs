@@ -160,6 +160,27 @@ impl HostTables {
     }
 }
 
+/// Lets so many ticks pass: the last packet of every entry is as much longer ago. Of a table
+/// that others write meanwhile, an entry that changes just then stays as it is.
+pub fn pass(words: &[AtomicU64], ticks: u8) {
+    for word in words {
+        let seen = word.load(Ordering::Relaxed);
+        let aged = aged(seen, ticks);
+        if aged != seen {
+            let _ = word.compare_exchange(seen, aged, Ordering::AcqRel, Ordering::Relaxed);
+        }
+    }
+}
+
+/// A word of the flow table as it is so many ticks later.
+pub fn aged(word: u64, ticks: u8) -> u64 {
+    let entry = Entry(word);
+    match entry.state() {
+        State::Free => word,
+        state => Entry::new(word, entry.backend(), entry.tick().wrapping_sub(ticks), state).0,
+    }
+}
+
 /// A group of a table on the host.
 pub struct HostGroup {
     flows: Arc<[AtomicU64]>,

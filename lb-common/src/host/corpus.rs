@@ -2,7 +2,10 @@
 //! with what parsing makes of it. A frame that once broke something joins it, with a line on
 //! what it broke.
 
-use core::fmt;
+use core::{
+    fmt,
+    net::{IpAddr, Ipv4Addr},
+};
 use std::{vec, vec::Vec};
 
 use super::sample::{self, ClientFrame, Purpose};
@@ -95,6 +98,24 @@ const V4_TCP_OFFSET: usize = L3 + 20 + 12;
 const V6_LENGTH: usize = L3 + 4;
 const V6_NEXT: usize = L3 + 6;
 const V6_TCP_OFFSET: usize = L3 + 40 + 12;
+
+/// The untagged IPv4 frames of the table that are for the VIP, for another destination instead.
+pub fn readdressed(destination: Ipv4Addr) -> Vec<Case> {
+    let vip = sample::vip(Purpose::L2, Family::Ipv4).ip();
+    let destined = |case: &Case| {
+        let field: Option<[u8; 4]> =
+            case.frame.bytes.get(L3 + 16..L3 + 20).and_then(|bytes| bytes.try_into().ok());
+        case.frame.bytes[12..14] == [0x08, 0x00] && field.map(IpAddr::from) == Some(vip)
+    };
+    let mut cases: Vec<Case> = cases()
+        .into_iter()
+        .filter(|case| case.frame.bytes.len() >= L3 + 20 && destined(case))
+        .collect();
+    for case in &mut cases {
+        case.frame.bytes[L3 + 16..L3 + 20].copy_from_slice(&destination.octets());
+    }
+    cases
+}
 
 /// The whole table.
 pub fn cases() -> Vec<Case> {
@@ -267,8 +288,8 @@ fn ipv6() -> Vec<Row> {
     };
     let other = [0x20, 0x01, 0x0d, 0xb8, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1];
     let vip4 = match sample::vip(Purpose::L2, Family::Ipv4).ip() {
-        core::net::IpAddr::V4(vip) => vip.octets(),
-        core::net::IpAddr::V6(_) => [0; 4],
+        IpAddr::V4(vip) => vip.octets(),
+        IpAddr::V6(_) => [0; 4],
     };
     vec![
         ("IPv6, padded", padded(4), whole(14, 54, 60, 0)),

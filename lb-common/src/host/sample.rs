@@ -14,7 +14,7 @@ use crate::{
     frame::HostFrame,
     maglev::{self, Member, Progress},
     parse::Family,
-    service::{Affinity, BackendState},
+    service::{Affinity, BackendState, filter_position},
     wire::{self, Tcp},
 };
 
@@ -126,6 +126,17 @@ pub const fn vip(purpose: Purpose, family: Family) -> SocketAddr {
         )),
     };
     SocketAddr::new(address, 80)
+}
+
+/// An IPv4 address that is none of ours, but shares the bit of a VIP in the filter.
+pub fn behind_the_filter(purpose: Purpose) -> Ipv4Addr {
+    let position = |address: IpAddr| filter_position(address.into());
+    let wanted = position(vip(purpose, Family::Ipv4).ip());
+    // One in 65,536 does.
+    (0x0a00_0000..)
+        .map(Ipv4Addr::from)
+        .find(|ip| position(IpAddr::V4(*ip)) == wanted)
+        .unwrap_or(Ipv4Addr::UNSPECIFIED)
 }
 
 /// A client with this number and port, 198.51.0.0 and 2001:db8:c:: onwards.

@@ -78,9 +78,8 @@ impl Kernel {
         let Some((mut kernel, mut record)) = Self::pinned(instance)? else { return Ok(None) };
         if !record.is_of_this_namespace()? {
             bail!(
-                "the agent of instance {0} was set up in another network namespace: run `sluice \
-                 agent detach` first, or choose another name with --instance",
-                instance.name()
+                "the agent of instance {instance} was set up in another network namespace: run \
+                 `sluice agent detach` first, or choose another name with --instance"
             );
         }
         if record.object != object_id() {

@@ -23,6 +23,7 @@ mod upkeep;
 
 use std::{
     fs::{self, File, TryLockError},
+    io::{self, Write as _},
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -30,7 +31,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use tokio::{
-    signal::unix::{SignalKind, signal},
+    signal::unix::{Signal, SignalKind, signal},
     time::{MissedTickBehavior, interval, sleep},
 };
 
@@ -76,6 +77,7 @@ pub async fn run(options: Options) -> Result<()> {
     let interface = network::interface(&wanted.interface).await?;
     check(&interface)?;
     let watcher = Watcher::me();
+    let signals = Signals::listen()?;
     set_up(&instance, &wanted, watcher).await?;
     for warning in warnings(&wanted) {
         tracing::warn!("{warning}");
@@ -85,16 +87,21 @@ pub async fn run(options: Options) -> Result<()> {
         vips = ?wanted.vips,
         "ready; what is set up stays when this process ends, `sluice agent detach` undoes it"
     );
-    watch_over(&instance, &wanted, watcher).await
+    watch_over(&instance, &wanted, watcher, signals).await
 }
 
-/// Undoes all that `run` did.
+/// Undoes all that `run` did; where there is nothing, says so and is content. A `run` that still
+/// looks after it ends by itself.
 ///
 /// # Errors
-/// If there is nothing to undo, or something can't be undone; the rest is undone then.
+/// If it is of another network namespace, or something can't be undone; the rest is undone then.
 pub async fn detach(instance: &Instance) -> Result<()> {
     preflight()?;
-    expect(instance)?;
+    if !Pins::of_agent(instance).exist() {
+        // Nobody is left to tell that stderr is closed.
+        let _ = writeln!(io::stderr(), "instance {instance} has no agent here: nothing to do");
+        return Ok(());
+    }
     let _turn = Turn::take(instance).await?;
     upkeep::undo(instance).await
 }
@@ -105,21 +112,14 @@ pub async fn detach(instance: &Instance) -> Result<()> {
 /// If nothing is set up, or the kernel does not tell.
 pub async fn status(instance: &Instance) -> Result<Status> {
     preflight()?;
-    expect(instance)?;
-    status::look(instance).await
-}
-
-/// That there is an agent.
-fn expect(instance: &Instance) -> Result<()> {
     let pins = Pins::of_agent(instance);
     if !pins.exist() {
         bail!(
-            "instance {} has no agent on this host: nothing is pinned at {}",
-            instance.name(),
+            "instance {instance} has no agent on this host: nothing is pinned at {}",
             pins.root().display()
         );
     }
-    Ok(())
+    status::look(instance).await
 }
 
 fn check(interface: &Interface) -> Result<()> {
@@ -163,16 +163,20 @@ fn warnings(wanted: &Wanted) -> Vec<String> {
 async fn set_up(instance: &Instance, wanted: &Wanted, watcher: Watcher) -> Result<()> {
     let _turn = Turn::take(instance).await?;
     let (mut kernel, mut record, is_new) = match Kernel::adopt(instance)? {
-        Some((kernel, mut record)) => {
+        Some((kernel, record)) => {
             tracing::info!("taking over the agent that is set up");
-            record.watcher = watcher;
             (kernel, record, false)
         }
         None => (Kernel::create(instance)?, Record::new(watcher)?, true),
     };
     let result = async {
+        // Before anything is changed on the host.
         kernel.set_record(&record)?;
-        upkeep::mend(&mut kernel, &mut record, wanted).await
+        let changes = upkeep::mend(&mut kernel, &mut record, wanted).await?;
+        // Only now: where this failed, who looked after it before sets it right.
+        record.watcher = watcher;
+        kernel.set_record(&record)?;
+        Ok(changes)
     };
     match result.await {
         Ok(changes) => {
@@ -191,17 +195,36 @@ async fn set_up(instance: &Instance, wanted: &Wanted, watcher: Watcher) -> Resul
     }
 }
 
+/// What ends `run`.
+struct Signals {
+    terminate: Signal,
+    interrupt: Signal,
+}
+
+impl Signals {
+    /// From now on they no longer kill the process.
+    fn listen() -> Result<Self> {
+        Ok(Self {
+            terminate: signal(SignalKind::terminate()).context("listen for SIGTERM")?,
+            interrupt: signal(SignalKind::interrupt()).context("listen for SIGINT")?,
+        })
+    }
+}
+
 /// Keeps everything as wanted until a signal comes, or somebody else takes care of it.
-async fn watch_over(instance: &Instance, wanted: &Wanted, watcher: Watcher) -> Result<()> {
-    let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
-    let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
+async fn watch_over(
+    instance: &Instance,
+    wanted: &Wanted,
+    watcher: Watcher,
+    mut signals: Signals,
+) -> Result<()> {
     let mut rounds = interval(ROUND);
     rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut trouble = None;
     loop {
         tokio::select! {
-            _ = terminate.recv() => break,
-            _ = interrupt.recv() => break,
+            _ = signals.terminate.recv() => break,
+            _ = signals.interrupt.recv() => break,
             _ = rounds.tick() => match round(instance, wanted, watcher).await {
                 Ok(Next::GoOn) => {
                     if trouble.take().is_some() {

@@ -67,15 +67,13 @@ pub struct Count {
 pub async fn look(instance: &Instance) -> Result<Status> {
     let Some((kernel, record)) = Kernel::pinned(instance)? else {
         bail!(
-            "the agent of instance {} is only half set up, its start was interrupted: run it again, \
-             or `sluice agent detach`",
-            instance.name()
+            "the agent of instance {instance} is only half set up, its start was interrupted: run \
+             it again, or `sluice agent detach`"
         );
     };
     if !record.is_of_this_namespace()? {
         bail!(
-            "the agent of instance {} was set up in another network namespace: ask there",
-            instance.name()
+            "the agent of instance {instance} was set up in another network namespace: ask there"
         );
     }
     let interface = kernel.interfaces()?.pop();

@@ -111,22 +111,19 @@ impl fmt::Display for Change {
 
 /// Makes everything as wanted, and tells what it changed for that.
 ///
-/// In an order in which nothing is half done: ARP is quiet before the host has a VIP, and
-/// tunnels are unpacked before it has one; a VIP that goes, goes first from the host.
+/// First what is likeliest to be refused; then in an order in which nothing is half done: ARP
+/// is quiet and tunnels are unpacked before the host has a VIP, and a VIP that goes, goes first
+/// from the host.
 pub async fn mend(
     kernel: &mut Kernel,
     record: &mut Record,
     wanted: &Wanted,
 ) -> Result<Vec<Change>> {
-    let interface = network::interface(&wanted.interface).await?;
     let mut changes = Vec::new();
-    let vips = kernel.vips()?;
-    for vip in wanted.vips.difference(&vips) {
-        kernel.add_vip(*vip)?;
-        changes.push(Change::Unpacks(*vip));
-    }
-    if kernel.set_sources(&wanted.sources)? {
-        changes.push(Change::Sources);
+    let interface = network::interface(&wanted.interface).await?;
+    if !kernel.is_on(&interface)? {
+        kernel.attach(&interface)?;
+        changes.push(Change::Attached(wanted.interface.clone()));
     }
 
     if wanted.has_ipv4() {
@@ -142,9 +139,26 @@ pub async fn mend(
         }
     }
 
-    if !kernel.is_on(&interface)? {
-        kernel.attach(&interface)?;
-        changes.push(Change::Attached(wanted.interface.clone()));
+    let vips = kernel.vips()?;
+    for vip in wanted.vips.difference(&vips) {
+        kernel.add_vip(*vip)?;
+        changes.push(Change::Unpacks(*vip));
+    }
+    if kernel.set_sources(&wanted.sources)? {
+        changes.push(Change::Sources);
+    }
+    let owned = network::vips_added().await?;
+    for vip in wanted.vips.difference(&owned) {
+        // False: the operator put it there.
+        if network::add_vip(*vip).await? {
+            changes.push(Change::Owned(*vip));
+        }
+    }
+
+    for vip in vips.difference(&wanted.vips) {
+        network::remove_vip(*vip).await?;
+        kernel.remove_vip(*vip)?;
+        changes.push(Change::Dismissed(*vip));
     }
     for other in kernel.interfaces()?.into_iter().filter(|name| *name != wanted.interface) {
         kernel.take_off(&other)?;
@@ -154,19 +168,6 @@ pub async fn mend(
         set_back(&back)?;
         kernel.set_record(record)?;
         changes.push(Change::TakenOff(other));
-    }
-
-    let owned = network::vips_added().await?;
-    for vip in wanted.vips.difference(&owned) {
-        // False: the operator put it there.
-        if network::add_vip(*vip).await? {
-            changes.push(Change::Owned(*vip));
-        }
-    }
-    for vip in vips.difference(&wanted.vips) {
-        network::remove_vip(*vip).await?;
-        kernel.remove_vip(*vip)?;
-        changes.push(Change::Dismissed(*vip));
     }
     Ok(changes)
 }
@@ -184,9 +185,8 @@ pub async fn undo(instance: &Instance) -> Result<()> {
         && let Some(path) = record.way_to_its_namespace()
     {
         bail!(
-            "the agent of instance {} is in another network namespace: run this there, by \
+            "the agent of instance {instance} is in another network namespace: run this there, by \
              `nsenter --net={}`",
-            instance.name(),
             path.display()
         );
     }

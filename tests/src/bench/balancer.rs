@@ -1,0 +1,297 @@
+//! Instances of Sluice to be measured: loaded and written as the daemon does it, in each of the
+//! scenes that the cases play in.
+
+use std::process;
+
+use anyhow::{Context, Result, ensure};
+use aya::programs::{ProgramFd, ProgramInfo};
+use lb_common::{
+    abi::Egress, address::Address, bench::Plan, counters::Event, flow::State, forward::Forwarding,
+    maglev::DEFAULT_SLOTS, parse::Family, reason::Reason, service::Affinity, wire::Tcp,
+};
+use lb_userspace::{
+    datapath::{Datapath, Pins},
+    instance::Instance,
+    model::{Dataplane, XdpMode},
+    reconcile::{self, Image, Resolved, WantedBackend, WantedService},
+    seed::Seed,
+};
+
+use super::{
+    frame,
+    generator::{Generator, XDP_TX},
+    link::Link,
+};
+
+/// What an instance is asked to be, and what has happened to it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Scene {
+    /// One service of 3 backends, and this many established flows in a table for twice as many.
+    Ipv4(u32),
+    /// The same over IPv6.
+    Ipv6(u32),
+    /// As `Ipv4`, with 500 services of 100 backends each.
+    ManyServices(u32),
+    /// A table that SYNs have filled: every new one takes the place of another.
+    FullOfSyns,
+    /// The same with ACKs of flows nobody has seen the start of.
+    FullOfAcks,
+}
+
+/// Entries of a table that is to be full: the default.
+const FULL: u32 = lb_common::abi::capacity::FLOWS as u32;
+
+/// Packets that fill each group of such a table for certain: the mean is 64, 16 are needed.
+const FLOOD: u32 = 4 * FULL;
+
+/// Smallest table.
+const SMALLEST: u32 = 1024;
+
+impl Scene {
+    /// Services of each family.
+    pub const fn services(self) -> u32 {
+        match self {
+            Self::ManyServices(_) => 500,
+            Self::Ipv4(_) | Self::Ipv6(_) | Self::FullOfSyns | Self::FullOfAcks => 1,
+        }
+    }
+
+    const fn backends(self) -> u32 {
+        match self {
+            Self::ManyServices(_) => 100,
+            Self::Ipv4(_) | Self::Ipv6(_) | Self::FullOfSyns | Self::FullOfAcks => 3,
+        }
+    }
+
+    const fn families(self) -> &'static [Family] {
+        match self {
+            Self::Ipv4(_) | Self::ManyServices(_) => &[Family::Ipv4],
+            Self::Ipv6(_) => &[Family::Ipv6],
+            Self::FullOfSyns | Self::FullOfAcks => &[Family::Ipv4, Family::Ipv6],
+        }
+    }
+
+    /// Entries of the flow table.
+    pub fn capacity(self) -> u32 {
+        match self {
+            Self::Ipv4(flows) | Self::Ipv6(flows) | Self::ManyServices(flows) => {
+                (2 * flows).max(SMALLEST)
+            }
+            Self::FullOfSyns | Self::FullOfAcks => FULL,
+        }
+    }
+}
+
+/// An instance, attached to nothing and pinned nowhere: it goes with the process.
+pub struct Balancer {
+    datapath: Datapath,
+    program: ProgramFd,
+    image: Image,
+    services: Vec<WantedService>,
+    forwarding: Forwarding,
+}
+
+impl Balancer {
+    /// Sets the scene.
+    pub fn play(scene: Scene, generator: &mut Generator, link: Link) -> Result<Self> {
+        let mut balancer = Self::create(scene, link)?;
+        match scene {
+            Scene::Ipv4(flows) | Scene::Ipv6(flows) | Scene::ManyServices(flows) => {
+                let family = scene.families()[0];
+                let plan = frame::plan(family, scene.services()).in_order(flows.into());
+                // Seen in more than one tick, they are old, as most flows are.
+                for (flags, longer) in [(Tcp::SYN, 2), (Tcp::ACK, 2), (Tcp::ACK, 1), (Tcp::ACK, 0)]
+                {
+                    balancer.set_tick(longer)?;
+                    balancer.feed(generator, plan, &frame::template(family, flags), flows)?;
+                }
+                let known = balancer.datapath.sweep()?.by_state[State::Old as usize - 1];
+                // At a load of one half 0.05 % find no place (`lb_common::flow`).
+                let wanted = flows - flows / 500;
+                ensure!(known >= wanted, "the flow table has {known} of {flows} flows");
+            }
+            Scene::FullOfSyns | Scene::FullOfAcks => {
+                let syns = matches!(scene, Scene::FullOfSyns);
+                let flags = if syns { Tcp::SYN } else { Tcp::ACK };
+                let plan = frame::plan(Family::Ipv4, 1).at_random();
+                let template = frame::template(Family::Ipv4, flags);
+                balancer.feed(generator, plan, &template, FLOOD)?;
+                let state = if syns { State::Embryonic } else { State::Young };
+                let used = balancer.datapath.sweep()?.by_state[state as usize - 1];
+                ensure!(used == FULL, "of {FULL} entries {used} are {}", state.name());
+            }
+        }
+        Ok(balancer)
+    }
+
+    fn create(scene: Scene, link: Link) -> Result<Self> {
+        let instance: Instance = format!("bench-{}", process::id()).parse()?;
+        let dataplane = Dataplane {
+            interfaces: Vec::new(),
+            xdp_mode: XdpMode::Native,
+            flow_capacity: scene.capacity(),
+            hash_seed: None,
+            own_vips: false,
+            tunnel_sources: Vec::new(),
+        };
+        let seed = Seed::from_text("bench");
+        let datapath = Datapath::create(&instance, &dataplane, &seed)?;
+        let pins = Pins::of(&instance);
+        let program = ProgramInfo::from_pin(pins.program("sluice"))
+            .and_then(|info| info.fd())
+            .context("open the program under test");
+        pins.remove()?;
+
+        let mut balancer = Self {
+            datapath,
+            program: program?,
+            image: Image::default(),
+            services: services(scene, link, &seed),
+            forwarding: Forwarding::L2,
+        };
+        balancer.set_tick(0)?;
+        balancer.write()?;
+        Ok(balancer)
+    }
+
+    /// Counts ticks 2^`longer` times as long, so that the present one has another number.
+    fn set_tick(&mut self, longer: u32) -> Result<()> {
+        let mut settings = *self.datapath.settings();
+        settings.tick_shift += longer;
+        // Nothing expires while it is measured: in life, packets and the sweep see to it.
+        settings.idle_ticks = [u8::MAX; 8];
+        self.datapath.maps.set_settings(&settings)
+    }
+
+    fn write(&mut self) -> Result<()> {
+        let writes = reconcile::plan(&self.image, &self.services, |_| false)?;
+        reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image)
+    }
+
+    fn feed(
+        &self,
+        generator: &mut Generator,
+        plan: Plan,
+        template: &[u8],
+        packets: u32,
+    ) -> Result<()> {
+        generator.aim_at_program(&self.program)?;
+        generator.set_plan(&plan)?;
+        let run = generator.run(template, packets)?;
+        ensure!(run.verdict == XDP_TX, "a flow's packet was not forwarded but {}", run.verdict);
+        Ok(())
+    }
+
+    /// Changes how all services forward.
+    pub fn forward(&mut self, forwarding: Forwarding) -> Result<()> {
+        if self.forwarding != forwarding {
+            self.forwarding = forwarding;
+            for service in &mut self.services {
+                service.forwarding = forwarding;
+            }
+            self.write()?;
+        }
+        Ok(())
+    }
+
+    /// The program under test.
+    pub const fn program(&self) -> &ProgramFd {
+        &self.program
+    }
+
+    /// What was counted so far.
+    pub fn tally(&self) -> Result<Tally> {
+        let backends: Vec<u16> = self.image.backends.keys().copied().collect();
+        let mut tally = Tally::default();
+        for counters in self.datapath.maps.counters(&backends)? {
+            tally.forwarded += counters.traffic.packets;
+            tally.new += counters.event(Event::NewFlow);
+            tally.adopted += counters.event(Event::Adopted);
+            tally.untracked += counters.event(Event::Untracked);
+        }
+        let reasons = self.datapath.maps.reason_counts()?;
+        tally.not_vip = reasons[Reason::NotVip as usize];
+        Ok(tally)
+    }
+}
+
+/// What the balancer counted.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Tally {
+    /// Packets forwarded to all backends together.
+    pub forwarded: u64,
+    /// Flows that began with a SYN.
+    pub new: u64,
+    /// Flows that were met in the middle.
+    pub adopted: u64,
+    /// Those of both that found no place in the table.
+    pub untracked: u64,
+    /// Frames passed because they are for no VIP.
+    pub not_vip: u64,
+}
+
+impl Tally {
+    /// What came since `before`.
+    pub const fn since(self, before: Self) -> Self {
+        Self {
+            forwarded: self.forwarded - before.forwarded,
+            new: self.new - before.new,
+            adopted: self.adopted - before.adopted,
+            untracked: self.untracked - before.untracked,
+            not_vip: self.not_vip - before.not_vip,
+        }
+    }
+}
+
+fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
+    let of_family = |&family: &Family| {
+        (0..scene.services()).map(move |service| {
+            let backend = |number| WantedBackend {
+                address: backend_address(family, service * scene.backends() + number),
+                port: frame::PORT.to_be_bytes(),
+                weight: 100,
+                hashes: seed.name_hashes(&format!("backend-{service}-{number}")),
+                next_hop: Some(next_hop(link, number)),
+            };
+            WantedService {
+                key: lb_common::abi::ServiceKey {
+                    address: frame::vip(family, service),
+                    port: frame::PORT.to_be_bytes(),
+                    protocol: lb_common::wire::TCP,
+                    reserved: [0; 5],
+                },
+                slots: DEFAULT_SLOTS,
+                affinity: Affinity::None,
+                forwarding: Forwarding::L2,
+                backends: (0..scene.backends()).map(backend).collect(),
+            }
+        })
+    };
+    scene.families().iter().flat_map(of_family).collect()
+}
+
+fn backend_address(family: Family, number: u32) -> Address {
+    match family {
+        Family::Ipv4 => Address::v4((0xc613_0001 + number).to_be_bytes()),
+        Family::Ipv6 => {
+            let [_, _, c, d] = number.to_be_bytes();
+            Address::v6([0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, c, d])
+        }
+    }
+}
+
+/// Back where the frames come from, on a link that lets tunnels through.
+fn next_hop(link: Link, number: u32) -> Resolved {
+    let [.., c, d] = number.to_be_bytes();
+    Resolved {
+        mac: [2, 0, 0, 1, c, d],
+        mtu: 1600,
+        egress: Egress {
+            ifindex: link.near,
+            source_mac: [2, 0, 0, 0, 0, 1],
+            source_v4: [198, 18, 0, 1],
+            source_v6: Address::v6([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
+            ..Egress::default()
+        },
+    }
+}

@@ -1,0 +1,70 @@
+//! `cargo xtask bench`: what a packet costs in the kernel, beside what it can't cost less than.
+
+use std::{
+    io::{IsTerminal as _, Write as _, stderr},
+    process::ExitCode,
+};
+
+use anyhow::Result;
+use clap::Parser;
+use lb_userspace::datapath;
+use sluice_tests::{
+    bench::{self, Extent, Report},
+    lab::is_root,
+};
+
+/// Measures nanoseconds per packet with `BPF_PROG_TEST_RUN`: established flows, new ones into a
+/// full table, what is passed; beside floors that no program can undercut and the usual LRU hash
+/// map. Needs root. Figures are worth something on a machine that does nothing else.
+#[derive(Parser)]
+struct Arguments {
+    /// End with one line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// Fewer and shorter samples: half a minute, rough figures.
+    #[arg(long)]
+    quick: bool,
+    /// Measure only cases whose name contains this, as `established/ipv4` (and the floors).
+    #[arg(long, value_name = "PATTERN")]
+    only: Option<String>,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if !is_root() {
+        eprintln!("the bench loads XDP programs: run it as root (sudo)");
+        return ExitCode::FAILURE;
+    }
+    match measure(&arguments).and_then(|report| show(&arguments, &report)) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn measure(arguments: &Arguments) -> Result<Report> {
+    datapath::preflight()?;
+    let (rounds, packets) = if arguments.quick { (11, 50_000) } else { (21, 250_000) };
+    let extent = Extent { rounds, packets, only: arguments.only.clone() };
+    let mut progress = |what: &str| {
+        let mut stderr = stderr();
+        let line = if stderr.is_terminal() { format!("\r\x1b[K{what} …") } else { String::new() };
+        // Where it can't be shown, it is not missed.
+        let _ = stderr.write_all(line.as_bytes()).and_then(|()| stderr.flush());
+    };
+    let report = bench::run(&extent, &mut progress);
+    if stderr().is_terminal() {
+        eprint!("\r\x1b[K");
+    }
+    report
+}
+
+fn show(arguments: &Arguments, report: &Report) -> Result<()> {
+    print!("{report}");
+    if arguments.json {
+        println!("{}", serde_json::to_string(report)?);
+    }
+    Ok(())
+}

@@ -1,0 +1,216 @@
+//! `cargo xtask demo`: real clients, a real daemon and real servers in network namespaces on
+//! one machine; the daemon is killed under load, and nobody notices.
+
+/// `println!` that goes on when nobody reads any more (`demo | head`), instead of panicking.
+macro_rules! say {
+    ($($what:tt)*) => {{
+        use std::io::Write;
+        let _ = writeln!(std::io::stdout(), $($what)*);
+    }};
+}
+
+mod picture;
+mod signals;
+
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    process::ExitCode,
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use serde::Serialize;
+use sluice_tests::lab::{
+    Agent, Family, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target, dataplane, is_root,
+    service, sluice_binary,
+};
+
+use self::picture::{Daemon, Picture};
+
+/// Shows Sluice at work: network namespaces for a client, the balancer and three backends with
+/// real nginx; four services (l2 and ipip, IPv4 and IPv6); the daemon killed with -9 under load.
+/// Needs root. Removes everything it made when it ends, also on Ctrl-C.
+#[derive(Parser)]
+struct Arguments {
+    /// End with one line of JSON.
+    #[arg(long)]
+    json: bool,
+}
+
+/// The last line of `--json`.
+#[derive(Serialize)]
+struct Summary {
+    requests: u64,
+    failed: u64,
+    failed_while_daemon_dead: u64,
+    per_backend: BTreeMap<String, u64>,
+}
+
+/// Name, VIP, forwarding.
+const SERVICES: [(&str, &str, &str); 4] = [
+    ("l2-ipv4", "203.0.113.10:80", "l2"),
+    ("l2-ipv6", "[2001:db8:f00d::10]:80", "l2"),
+    ("ipip-ipv4", "203.0.113.20:80", "ipip"),
+    ("ipip-ipv6", "[2001:db8:f00d::20]:80", "ipip"),
+];
+
+/// Each act under load lasts at least this long, and at least [`ACT_REQUESTS`].
+const ACT: Duration = Duration::from_secs(4);
+const ACT_REQUESTS: u64 = 500;
+/// On a machine too slow for that, an act ends here and the demo has failed.
+const ACT_DEADLINE: Duration = Duration::from_secs(60);
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    if !is_root() {
+        eprintln!(
+            "the demo makes network namespaces and loads XDP programs: run it as root (sudo)"
+        );
+        return ExitCode::FAILURE;
+    }
+    let mut picture = Picture::new();
+    let played = signals::watch().and_then(|()| play(&mut picture));
+    picture.end();
+    match played {
+        Ok(played) => finish(&arguments, &played),
+        Err(error) => {
+            eprintln!("demo: {error:#}");
+            if signals::interrupted() { ExitCode::from(130) } else { ExitCode::FAILURE }
+        }
+    }
+}
+
+/// What the acts have come to.
+struct Played {
+    tally: Tally,
+    failed_while_daemon_dead: u64,
+}
+
+/// The stage: dropped in this order, so that nothing outlives what it stands on.
+struct Stage {
+    sluice: Sluice,
+    _agents: Vec<Agent>,
+    _nginx: Vec<Nginx>,
+    lab: Lab,
+}
+
+fn play(picture: &mut Picture) -> Result<Played> {
+    let start = Instant::now();
+    sluice_binary()?;
+    let mut stage = set(picture)?;
+    let targets = services()?.map(|(name, vip, _)| Target { name: name.into(), address: vip });
+    let load = Load::start(stage.lab.client(), LoadPlan::on(targets))?;
+
+    act(picture, &load, Daemon::Running)?;
+
+    let killed = Instant::now();
+    stage.sluice.kill9()?;
+    picture.step("kill -9: the daemon is dead, the load goes on");
+    act(picture, &load, Daemon::Dead)?;
+
+    stage.sluice.start().context("start the daemon again")?;
+    let ready = Instant::now();
+    picture.step("sluice run: adopted what was pinned, ready");
+    act(picture, &load, Daemon::Running)?;
+
+    let tally = load.stop();
+    picture.draw(&tally, Daemon::Running);
+    drop(stage);
+    picture.step(&format!("all removed again; {:.1} s in all", start.elapsed().as_secs_f32()));
+    let failed_while_daemon_dead = tally.failed_between(killed, ready);
+    Ok(Played { tally, failed_while_daemon_dead })
+}
+
+/// Machines, servers, agents, balancer: in the order in which they need each other.
+fn set(picture: &mut Picture) -> Result<Stage> {
+    let lab = Lab::start(Plan::default())?;
+    picture.topology(&lab);
+    picture.step("network namespaces and a bridge");
+    let nginx = lab.backends().iter().map(|host| Nginx::start(host, &[80]));
+    let nginx = nginx.collect::<Result<_>>()?;
+    picture.step("nginx on each backend");
+    checkpoint()?;
+
+    let vips = services()?.map(|(_, vip, _)| vip.ip()).collect::<Vec<IpAddr>>();
+    let agents = lab.backends().iter().map(|host| host.run_agent(&vips, &[]));
+    let agents = agents.collect::<Result<_>>()?;
+    picture.step("sluice agent on each backend: VIPs on loopback, tunnels opened by XDP");
+    checkpoint()?;
+
+    let sluice = lab.balancer().run_sluice(&config(&lab)?)?;
+    let status = sluice.status()?;
+    let mode = status["interfaces"][0]["xdp_mode"].as_str().unwrap_or("?").to_owned();
+    picture.step(&format!("sluice run on the balancer: ready, XDP on eth0 ({mode})"));
+    Ok(Stage { sluice, _agents: agents, _nginx: nginx, lab })
+}
+
+fn config(lab: &Lab) -> Result<String> {
+    Ok(services()?.fold(dataplane(&["eth0"]), |config, (name, vip, forwarding)| {
+        config + &service(name, vip, forwarding, lab.backends(), Family::of(vip.ip()))
+    }))
+}
+
+fn services() -> Result<impl Iterator<Item = (&'static str, SocketAddr, &'static str)>> {
+    let parse = |(name, vip, forwarding): (_, &str, _)| Ok((name, vip.parse()?, forwarding));
+    Ok(SERVICES.map(parse).into_iter().collect::<Result<Vec<_>>>()?.into_iter())
+}
+
+/// Watches the load for a while.
+fn act(picture: &mut Picture, load: &Load, daemon: Daemon) -> Result<()> {
+    let (start, before) = (Instant::now(), load.requests());
+    while start.elapsed() < ACT || load.requests() < before + ACT_REQUESTS {
+        checkpoint()?;
+        if start.elapsed() > ACT_DEADLINE {
+            bail!("fewer than {ACT_REQUESTS} requests in {} s", ACT_DEADLINE.as_secs());
+        }
+        thread::sleep(picture::FRAME);
+        picture.draw(&load.tally(), daemon);
+    }
+    Ok(())
+}
+
+/// The summary, in text or JSON, and whether all went well.
+fn finish(arguments: &Arguments, played: &Played) -> ExitCode {
+    let Played { tally, failed_while_daemon_dead } = played;
+    let summary = Summary {
+        requests: tally.requests,
+        failed: tally.failed(),
+        failed_while_daemon_dead: *failed_while_daemon_dead,
+        per_backend: tally.per_backend(),
+    };
+    let idle = SERVICES.iter().flat_map(|(service, ..)| {
+        let answers = tally.answers.get(*service);
+        let backends = ["web-1", "web-2", "web-3"].into_iter();
+        backends
+            .filter(move |backend| !answers.is_some_and(|answers| answers.contains_key(*backend)))
+            .map(move |backend| format!("{backend} has answered nothing for {service}\n"))
+    });
+    let complaints = tally.causes() + &idle.collect::<String>();
+
+    say!();
+    say!("{} real HTTP requests, each on a connection of its own.", summary.requests);
+    say!(
+        "{} failed; {} of them while the daemon was dead. The slowest took {} ms.",
+        summary.failed,
+        summary.failed_while_daemon_dead,
+        tally.slowest.as_millis()
+    );
+    eprint!("{complaints}");
+    if arguments.json {
+        match serde_json::to_string(&summary) {
+            Ok(line) => say!("{line}"),
+            Err(error) => eprintln!("demo: {error}"),
+        }
+    }
+    if complaints.is_empty() { ExitCode::SUCCESS } else { ExitCode::FAILURE }
+}
+
+fn checkpoint() -> Result<()> {
+    if signals::interrupted() {
+        bail!("interrupted");
+    }
+    Ok(())
+}

@@ -1,0 +1,354 @@
+//! The kernel's program over tables of a test's own, run frame by frame.
+//!
+//! The object is the one that `sluice` embeds; its maps are filled from a [`HostTables`], so
+//! that host and kernel decide on the same grounds. Nothing is pinned and nothing attached: it
+//! all goes with the process, however that ends.
+
+use std::{
+    os::fd::AsFd as _,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use anyhow::{Context as _, Result, anyhow, ensure};
+use aya::{
+    Ebpf, EbpfLoader, Pod, TestRun as _,
+    maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, MapData, PerCpuArray},
+    programs::{TestRunOptions, Xdp},
+};
+use lb_common::{
+    abi::{
+        Backend, Egress, EventsChunk, FlowRecord, ReasonCounts, SLOT_FLAGS, Service, ServiceKey,
+        Settings, SlotLine, Traffic, TrafficChunk, VipFilter, capacity::SLOTS_PER_LINE, map,
+    },
+    address::Address,
+    counters::Event,
+    flow::GROUP,
+    forward::Action,
+    frame::HostFrame,
+    host::{Counted, HostTables},
+    reason::Reason,
+};
+use lb_userspace::datapath::{Mapping, OBJECT, Raw};
+use zerocopy::{FromBytes as _, IntoBytes as _};
+
+use crate::lab;
+
+/// Name of the program in the object.
+const PROGRAM: &str = "sluice";
+
+/// What the program answered (`enum xdp_action` in `linux/bpf.h`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Answer {
+    /// An error in the program: never.
+    Aborted = 0,
+    /// Forget the frame.
+    Drop = 1,
+    /// Leave it to the network stack.
+    Pass = 2,
+    /// Send it out of the interface it came from.
+    Transmit = 3,
+    /// Send it out of another interface; which one, a test run does not tell.
+    Redirect = 4,
+}
+
+impl Answer {
+    fn from_number(number: u32) -> Result<Self> {
+        let all = [Self::Aborted, Self::Drop, Self::Pass, Self::Transmit, Self::Redirect];
+        all.into_iter()
+            .find(|answer| *answer as u32 == number)
+            .with_context(|| format!("the program answered {number}"))
+    }
+}
+
+impl From<Action> for Answer {
+    fn from(action: Action) -> Self {
+        match action {
+            Action::Pass => Self::Pass,
+            Action::Drop => Self::Drop,
+            Action::Transmit => Self::Transmit,
+            Action::Redirect(_) => Self::Redirect,
+        }
+    }
+}
+
+/// Shortest frame the kernel takes for a test run: an Ethernet header (`ETH_HLEN`).
+pub const SHORTEST: usize = 14;
+
+/// Longest that fits into the one page of a test run beside its headroom and the kernel's
+/// `struct skb_shared_info`.
+pub const LONGEST: usize = 3000;
+
+/// The interface of test runs that name none: loopback, always the first.
+const LOOPBACK: u32 = 1;
+
+/// Program and maps.
+pub struct Kernel {
+    object: Ebpf,
+    settings: Array<MapData, Raw<Settings>>,
+    filter: Array<MapData, Raw<VipFilter>>,
+    vips: HashMap<MapData, Raw<Address>, u32>,
+    service_index: HashMap<MapData, Raw<ServiceKey>, u32>,
+    services: Array<MapData, Raw<Service>>,
+    slots: ArrayOfMaps<MapData, Array<MapData, Raw<SlotLine>>>,
+    backends: Array<MapData, Raw<Backend>>,
+    egresses: Array<MapData, Raw<Egress>>,
+    traffic: PerCpuArray<MapData, Raw<TrafficChunk>>,
+    events: PerCpuArray<MapData, Raw<EventsChunk>>,
+    reasons: PerCpuArray<MapData, Raw<ReasonCounts>>,
+    flows: Mapping,
+    records: Mapping,
+    /// What stands in `SLOTS`: each write there waits until no CPU reads the old table
+    /// (`maybe_wait_bpf_programs` in `kernel/bpf/syscall.c`), some 20 ms.
+    tables_written: Vec<Vec<u16>>,
+    /// What the counters stood at when they were last read.
+    before: Counted,
+}
+
+impl Kernel {
+    /// Loads the program and fills its maps from `tables`; `None` where that takes a privilege
+    /// this process has not: it says so, and it fails where `CI=true`.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn start(tables: &HostTables) -> Result<Option<Self>> {
+        if !lab::is_root() {
+            let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
+            ensure!(!ci, "loading a BPF program needs root, and in CI no test is skipped");
+            eprintln!("skipped: loading a BPF program needs root");
+            return Ok(None);
+        }
+        let flows = tables.flow_words().len();
+        let mut object = EbpfLoader::new()
+            .map_max_entries(map::FLOWS, (flows / GROUP) as u32)
+            .map_max_entries(map::FLOW_RECORDS, flows as u32)
+            .load(OBJECT)
+            .context("load the object")?;
+        let program: &mut Xdp = object
+            .program_mut(PROGRAM)
+            .with_context(|| format!("the object has no program {PROGRAM}"))?
+            .try_into()?;
+        program.load().with_context(|| format!("load program {PROGRAM}"))?;
+        macro_rules! take {
+            ($name:expr) => {
+                object
+                    .take_map($name)
+                    .ok_or_else(|| anyhow!("the object has no map {}", $name))?
+                    .try_into()
+                    .with_context(|| format!("map {} has another layout", $name))?
+            };
+        }
+        let words: Array<MapData, Raw<[u64; GROUP]>> = take!(map::FLOWS);
+        let records: Array<MapData, Raw<FlowRecord>> = take!(map::FLOW_RECORDS);
+        let record_bytes = flows * size_of::<FlowRecord>();
+        let mut kernel = Self {
+            settings: take!(map::SETTINGS),
+            filter: take!(map::VIP_FILTER),
+            vips: take!(map::VIPS),
+            service_index: take!(map::SERVICE_INDEX),
+            services: take!(map::SERVICES),
+            slots: take!(map::SLOTS),
+            backends: take!(map::BACKENDS),
+            egresses: take!(map::EGRESSES),
+            traffic: take!(map::TRAFFIC),
+            events: take!(map::EVENTS),
+            reasons: take!(map::REASONS),
+            flows: Mapping::writable(words.map().fd().as_fd(), flows * 8).context("map FLOWS")?,
+            records: Mapping::readable(records.map().fd().as_fd(), record_bytes)
+                .context("map FLOW_RECORDS")?,
+            object,
+            tables_written: Vec::new(),
+            before: Counted::default(),
+        };
+        kernel.fill(tables)?;
+        Ok(Some(kernel))
+    }
+
+    /// Makes the maps, the flow table too, what `tables` are. Of services and VIPs there may
+    /// be less than before, of other things not.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn fill(&mut self, tables: &HostTables) -> Result<()> {
+        self.settings.set(0, Raw(tables.settings), 0).context("write SETTINGS")?;
+        self.filter.set(0, Raw(*tables.filter), 0).context("write VIP_FILTER")?;
+        for key in self.vips.keys().collect::<Result<Vec<_>, _>>()? {
+            self.vips.remove(&key)?;
+        }
+        for key in self.service_index.keys().collect::<Result<Vec<_>, _>>()? {
+            self.service_index.remove(&key)?;
+        }
+        for (index, service) in (0..).zip(&tables.services) {
+            let key = service.service.key;
+            self.services.set(index, Raw(service.service), 0).context("write SERVICES")?;
+            self.set_slots(index, &service.slots)?;
+            self.vips.insert(Raw(key.address), 1, 0).context("write VIPS")?;
+            if service.listed {
+                self.service_index.insert(Raw(key), index, 0).context("write SERVICE_INDEX")?;
+            }
+        }
+        set_all(&mut self.backends, &tables.backends).context("write BACKENDS")?;
+        set_all(&mut self.egresses, &tables.egresses).context("write EGRESSES")?;
+        for (ours, theirs) in self.flows.words().iter().zip(tables.flow_words()) {
+            ours.store(theirs.load(Ordering::Relaxed), Ordering::Relaxed);
+        }
+        self.take_counted().map(drop)
+    }
+
+    fn set_slots(&mut self, service: u32, slots: &[u16]) -> Result<()> {
+        let written = service as usize;
+        if self.tables_written.get(written).is_some_and(|written| written == slots) {
+            return Ok(());
+        }
+        let lines: Vec<SlotLine> = slots
+            .chunks(SLOTS_PER_LINE)
+            .map(|slots| {
+                let mut line = SlotLine { backends: [0; SLOTS_PER_LINE] };
+                line.backends[..slots.len()].copy_from_slice(slots);
+                line
+            })
+            .collect();
+        let mut table = Array::create(lines.len() as u32, SLOT_FLAGS as u32)
+            .context("create a Maglev table")?;
+        set_all(&mut table, &lines).context("write a Maglev table")?;
+        self.slots.set(service, &table, 0).context("write SLOTS")?;
+        self.tables_written.resize_with(self.tables_written.len().max(written + 1), Vec::new);
+        self.tables_written[written] = slots.to_vec();
+        Ok(())
+    }
+
+    /// Runs a frame through the program; the answer, and the frame as it is afterwards.
+    ///
+    /// # Errors
+    /// If the kernel does not take the frame: it is too short or too long, its interface does
+    /// not exist, or (before Linux 6.6) there is not as little headroom as the frame asks for.
+    pub fn run(&self, frame: &HostFrame) -> Result<(Answer, HostFrame)> {
+        // Headroom can't be chosen, but metadata takes of it (`bpf_prog_test_run_xdp`).
+        let metadata = HostFrame::HEADROOM.saturating_sub(frame.headroom);
+        let data_in = [&vec![0; metadata], &frame.bytes[..]].concat();
+        let mut data_out = vec![0; data_in.len() + HostFrame::HEADROOM];
+        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
+        // egress_ifindex.
+        let context = [metadata as u32, data_in.len() as u32, 0, frame.interface, 0, 0];
+        let special = metadata != 0 || frame.interface != LOOPBACK;
+        let result = self
+            .program()?
+            .test_run(TestRunOptions {
+                data_in: Some(&data_in),
+                data_out: Some(&mut data_out),
+                ctx_in: special.then(|| context.as_bytes()),
+                ..TestRunOptions::default()
+            })
+            .with_context(|| format!("run the frame\n{frame:?}"))?;
+        data_out.truncate(result.data_size_out as usize);
+        let bytes = data_out.split_off(metadata);
+        Ok((Answer::from_number(result.return_value)?, HostFrame { bytes, ..frame.clone() }))
+    }
+
+    /// Whether [`run`](Self::run) takes frames that ask for little headroom; if not, says so.
+    /// It needs more metadata than kernels before 6.6 allow.
+    ///
+    /// # Errors
+    /// If the counters can't be read.
+    pub fn takes_little_headroom(&mut self) -> Result<bool> {
+        let takes = self.run(&HostFrame { headroom: 0, ..HostFrame::new([0; 60]) }).is_ok();
+        if !takes {
+            eprintln!("not run in the kernel: this one allows too little metadata");
+        }
+        // It was counted like any other.
+        self.take_counted()?;
+        Ok(takes)
+    }
+
+    /// The same for tests that count by the million: nothing of the frame comes back.
+    ///
+    /// # Errors
+    /// If the kernel does not take the frame.
+    pub fn send(&self, frame: &[u8]) -> Result<Answer> {
+        let result = self
+            .program()?
+            .test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() })?;
+        Answer::from_number(result.return_value)
+    }
+
+    fn program(&self) -> Result<&Xdp> {
+        let program = self.object.program(PROGRAM).context("it was there when it was loaded")?;
+        Ok(program.try_into()?)
+    }
+
+    /// Every word of the flow table.
+    pub fn flow_words(&self) -> &[AtomicU64] {
+        self.flows.words()
+    }
+
+    /// What was recorded of the flow in this word.
+    pub fn record(&self, index: u32) -> FlowRecord {
+        let words = size_of::<FlowRecord>() / 8;
+        let record = &self.records.words()[index as usize * words..][..words];
+        let bytes: Vec<u8> =
+            record.iter().flat_map(|word| word.load(Ordering::Relaxed).to_ne_bytes()).collect();
+        FlowRecord::read_from_bytes(&bytes).unwrap_or_default()
+    }
+
+    /// What was counted since the last call.
+    ///
+    /// # Errors
+    /// If a map can't be read.
+    pub fn take_counted(&mut self) -> Result<Counted> {
+        let now = self.counted()?;
+        let before = std::mem::replace(&mut self.before, now.clone());
+        let mut counted = now;
+        for (reason, count) in &mut counted.reasons {
+            *count -= before.reasons.get(reason).unwrap_or(&0);
+        }
+        for (backend, traffic) in &mut counted.traffic {
+            let before = before.traffic.get(backend).copied().unwrap_or_default();
+            traffic.packets -= before.packets;
+            traffic.bytes -= before.bytes;
+        }
+        for (event, count) in &mut counted.events {
+            *count -= before.events.get(event).unwrap_or(&0);
+        }
+        counted.reasons.retain(|_, count| *count != 0);
+        counted.traffic.retain(|_, traffic| *traffic != Traffic::default());
+        counted.events.retain(|_, count| *count != 0);
+        Ok(counted)
+    }
+
+    /// What was counted since the maps were made, all CPUs together.
+    fn counted(&self) -> Result<Counted> {
+        let mut counted = Counted::default();
+        for Raw(row) in self.reasons.get(&0, 0).context("read REASONS")?.iter() {
+            for reason in Reason::ALL {
+                *counted.reasons.entry(reason.name()).or_default() += row[*reason as usize];
+            }
+        }
+        // A test has a few backends.
+        let chunk = 0;
+        for Raw(row) in self.traffic.get(&chunk, 0).context("read TRAFFIC")?.iter() {
+            for (backend, traffic) in (0..).zip(row) {
+                let sum = counted.traffic.entry(backend).or_default();
+                sum.packets += traffic.packets;
+                sum.bytes += traffic.bytes;
+            }
+        }
+        for Raw(row) in self.events.get(&chunk, 0).context("read EVENTS")?.iter() {
+            for (backend, events) in (0..).zip(row) {
+                for event in Event::ALL {
+                    let sum = counted.events.entry((backend, event.name())).or_default();
+                    *sum += events.counts[event as usize];
+                }
+            }
+        }
+        Ok(counted)
+    }
+}
+
+fn set_all<T: Copy>(map: &mut Array<MapData, Raw<T>>, values: &[T]) -> Result<()>
+where
+    Raw<T>: Pod,
+{
+    for (index, value) in (0..).zip(values) {
+        map.set(index, Raw(*value), 0)?;
+    }
+    Ok(())
+}

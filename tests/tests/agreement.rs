@@ -1,0 +1,266 @@
+//! The same frames through the host build and through the kernel's program, over the same
+//! tables: the same answers, the same bytes, the same flow table and the same counts.
+//!
+//! `SLUICE_SEED` chooses other frames, `SLUICE_FRAMES` more of them.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+use std::{
+    collections::BTreeMap,
+    env,
+    net::{IpAddr, Ipv4Addr, SocketAddr},
+    sync::atomic::Ordering,
+};
+
+use lb_common::{
+    counters::Event,
+    flow::Entry,
+    frame::HostFrame,
+    host::{
+        self, Counted, HostTables, Random, corpus,
+        sample::{self, BACKENDS, ClientFrame, FAMILIES, Purpose},
+    },
+    parse::Family,
+    reason::Reason,
+    service::BackendState,
+    steer,
+    wire::Tcp,
+};
+use sluice_tests::kernel::{Answer, Kernel, LONGEST, SHORTEST};
+
+/// Frames, if nobody asks for more.
+const FRAMES: usize = 60_000;
+/// After so many the tables change, and all that both sides remember is compared.
+const EPOCH: usize = 1_500;
+/// Words of the flow table: few, so that flows compete for them.
+const FLOWS: usize = 128;
+
+#[test]
+fn host_and_kernel_agree_about_every_frame() {
+    let seed = number("SLUICE_SEED").unwrap_or(1);
+    let frames = number("SLUICE_FRAMES").map_or(FRAMES, |frames| frames as usize);
+    let mut random = Random(seed);
+    let mut tables = sample::tables(FLOWS);
+    // Time stands still, for both: a tick is 2^40 jiffies. It passes in `pass`.
+    tables.settings.tick_shift = 40;
+    let Some(mut kernel) = Kernel::start(&tables).unwrap() else { return };
+    let source = FrameSource {
+        corpus: corpus::cases(),
+        little: kernel.takes_little_headroom().unwrap(),
+        stranger: sample::behind_the_filter(Purpose::L2),
+    };
+
+    println!("SLUICE_SEED={seed} SLUICE_FRAMES={frames}");
+    let mut answers: BTreeMap<Answer, u64> = BTreeMap::new();
+    let mut counted = Counted::default();
+    for number in 0..frames {
+        if number % EPOCH == EPOCH - 1 {
+            add(&mut counted, compare(&tables, &mut kernel, number));
+            change(&mut tables, &mut random);
+            tables.settings.abi_version = u32::from(!(number / EPOCH).is_multiple_of(10));
+            kernel.fill(&tables).unwrap();
+        }
+        if random.one_in(50) {
+            let ticks = [1, 2, 4, 5, 17, 100][random.below(6)];
+            host::pass(tables.flow_words(), ticks);
+            host::pass(kernel.flow_words(), ticks);
+        }
+        let input = source.next(&mut random);
+        let mut on_host = input.clone();
+        let expected = Answer::from(steer::process(&mut on_host, &tables, 0));
+        let (answer, in_kernel) = kernel.run(&input).unwrap();
+        *answers.entry(answer).or_default() += 1;
+        assert!(
+            answer == expected && in_kernel.bytes == on_host.bytes,
+            "seed {seed}, frame {number}\n{input:?}became on the host {expected:?}\n{on_host:?}\
+             and in the kernel {answer:?}\n{in_kernel:?}"
+        );
+    }
+    add(&mut counted, compare(&tables, &mut kernel, frames));
+
+    println!("{answers:?}\n{:#?}\n{} packets forwarded", counted.reasons, counted.packets());
+    // A comparison of frames that all go the same way would say little.
+    for answer in [Answer::Pass, Answer::Drop, Answer::Transmit, Answer::Redirect] {
+        let count = answers.get(&answer).copied().unwrap_or(0);
+        assert!(count > frames as u64 / 100, "{answer:?} only {count} times");
+    }
+    for reason in Reason::ALL.iter().filter(|&&reason| reason != Reason::NoHeadroom) {
+        assert!(counted.reason(*reason) > 0, "{} did not come up", reason.name());
+    }
+    for event in Event::ALL {
+        let met = counted.events.keys().any(|(_, name)| *name == event.name());
+        assert!(met, "{} did not come up", event.name());
+    }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    Some(env::var(variable).ok()?.parse().expect(variable))
+}
+
+/// Flow tables, records and counts; tells what was counted.
+fn compare(tables: &HostTables, kernel: &mut Kernel, number: usize) -> Counted {
+    for (index, (host, kernel)) in tables.flow_words().iter().zip(kernel.flow_words()).enumerate() {
+        let [host, kernel] = [host, kernel].map(|word| Entry(word.load(Ordering::Relaxed)));
+        assert_eq!(host, kernel, "before frame {number}: word {index} of the flow table");
+    }
+    for (index, host) in tables.records() {
+        let mut kernel = kernel.record(index);
+        // The kernel's clock is not ours.
+        kernel.start = host.start;
+        assert_eq!(host, kernel, "before frame {number}: the record of word {index}");
+    }
+    let (host, kernel) = (tables.take_counted(), kernel.take_counted().unwrap());
+    // Part by part: all of it is hundreds of lines.
+    assert_eq!(host.reasons, kernel.reasons, "before frame {number}");
+    assert_eq!(host.events, kernel.events, "before frame {number}");
+    assert_eq!(host.traffic, kernel.traffic, "before frame {number}");
+    host
+}
+
+fn add(sum: &mut Counted, counted: Counted) {
+    for (reason, count) in counted.reasons {
+        *sum.reasons.entry(reason).or_default() += count;
+    }
+    for (backend, traffic) in counted.traffic {
+        sum.traffic.entry(backend).or_default().packets += traffic.packets;
+    }
+    for (event, count) in counted.events {
+        *sum.events.entry(event).or_default() += count;
+    }
+}
+
+/// Backends go and come, services are unlisted and listed, slots move.
+fn change(tables: &mut HostTables, random: &mut Random) {
+    for backend in &mut tables.backends[1..] {
+        backend.state = match random.below(10) {
+            0 => BackendState::Absent as u8,
+            1 => BackendState::Reset as u8,
+            _ => BackendState::Forward as u8,
+        };
+        backend.mtu = [sample::MTU, 576, 0][random.below(3)];
+    }
+    for purpose in Purpose::ALL {
+        for family in FAMILIES {
+            let service = &mut tables.services[usize::from(sample::service(purpose, family))];
+            service.listed = !random.one_in(10);
+            if purpose != Purpose::Empty {
+                for slot in &mut service.slots {
+                    let number = random.below(usize::from(BACKENDS)) as u16;
+                    *slot = sample::backend(purpose, family, number);
+                }
+            }
+        }
+    }
+}
+
+/// Where the frames come from.
+struct FrameSource {
+    corpus: Vec<corpus::Case>,
+    /// Whether frames may ask for little headroom.
+    little: bool,
+    /// Shares the bit of a VIP in the filter.
+    stranger: Ipv4Addr,
+}
+
+impl FrameSource {
+    fn next(&self, random: &mut Random) -> HostFrame {
+        let mut frame = match random.below(20) {
+            0 => {
+                let len = SHORTEST + random.below(200);
+                HostFrame::new(random.bytes(len))
+            }
+            1 | 2 => random.choose(&self.corpus).frame.clone(),
+            _ => self.client_frame(random).frame(),
+        };
+        // Half of them are damaged, most in their headers.
+        if random.one_in(2) {
+            for _ in 0..=random.below(4) {
+                let headers = frame.bytes.len().clamp(1, 80);
+                if let Some(byte) = frame.bytes.get_mut(random.below(headers)) {
+                    *byte = match random.below(3) {
+                        0 => random.word() as u8,
+                        1 => *byte ^ 1 << random.below(8),
+                        _ => [0, 1, 0x0f, 0x7f, 0x80, 0xff][random.below(6)],
+                    };
+                }
+            }
+        }
+        match random.below(16) {
+            0 => frame.bytes.truncate(random.below(frame.bytes.len() + 1)),
+            1 => frame.bytes.resize(frame.bytes.len() + random.below(32), 0xee),
+            _ => {}
+        }
+        if self.little && random.one_in(16) {
+            // Metadata comes in words.
+            frame.headroom = random.below(16) * 4;
+        }
+        frame.bytes.resize(frame.bytes.len().clamp(SHORTEST, LONGEST), 0);
+        frame
+    }
+
+    /// A well-formed frame of one of a few hundred flows.
+    fn client_frame(&self, random: &mut Random) -> ClientFrame {
+        let family = *random.choose(&FAMILIES);
+        let mut sent =
+            ClientFrame::new(*random.choose(&Purpose::ALL), family, random.below(12) as u16);
+        sent.client.set_port(40_000 + random.below(2) as u16);
+        if random.one_in(40) {
+            sent.vip.set_port(81);
+        }
+        if random.one_in(40) {
+            sent.vip = match sent.vip {
+                // Some that only the exact table of VIPs tells from them.
+                SocketAddr::V4(_) if random.one_in(2) => SocketAddr::new(self.stranger.into(), 80),
+                SocketAddr::V4(_) => SocketAddr::new(IpAddr::from([203, 0, 113, 9]), 80),
+                SocketAddr::V6(_) => {
+                    SocketAddr::new(IpAddr::from([0x2001, 0xdb8, 0, 0, 0, 0, 0, 9]), 80)
+                }
+            };
+        }
+        sent.flags = match random.below(12) {
+            0..3 => Tcp::SYN,
+            3..8 => Tcp::ACK,
+            8 => Tcp::FIN | Tcp::ACK,
+            9 => Tcp::RST,
+            10 => Tcp::SYN | Tcp::ACK,
+            _ => random.word() as u8,
+        };
+        sent.sequence = random.word() as u32;
+        sent.acknowledgement = random.word() as u32;
+        sent.traffic_class = random.word() as u8;
+        let tags = [0x81, 0x88, 0x81];
+        for _ in 0..[0, 0, 0, 0, 1, 1, 2, 2, 3][random.below(9)] {
+            let kind = *random.choose(&tags);
+            let low = if kind == 0x81 { 0x00 } else { 0xa8 };
+            sent.tags.push([kind, low, random.word() as u8, random.word() as u8]);
+        }
+        if random.one_in(4) {
+            sent.ip_options = random.bytes(random.clone().below(11) * 4);
+        }
+        if random.one_in(4) {
+            sent.tcp_options = random.bytes(random.clone().below(11) * 4);
+        }
+        if family == Family::Ipv6 && random.one_in(3) {
+            for _ in 0..random.below(10) {
+                sent.extensions.push(extension(random));
+            }
+        }
+        if random.one_in(3) {
+            let length = [1, 16, 536, 1400, 1460][random.below(5)];
+            sent.payload = random.bytes(length);
+        }
+        sent.padding = [0, 0, 0, 6, 18][random.below(5)];
+        sent
+    }
+}
+
+fn extension(random: &mut Random) -> (u8, Vec<u8>) {
+    if random.one_in(5) {
+        // An atomic fragment, or a real one.
+        let offset = if random.one_in(3) { random.word() as u8 } else { 0 };
+        return (44, vec![0, 0, offset, 0, 0, 0, 1]);
+    }
+    let more = if random.one_in(8) { random.below(120) as u8 } else { random.below(3) as u8 };
+    let mut content = random.bytes(7 + 8 * usize::from(more));
+    content[0] = more;
+    (*random.choose(&[0, 43, 60]), content)
+}

@@ -1,0 +1,14 @@
+//! Golden frames: bytes in, verdict and bytes out, through the kernel's program and through the
+//! host build of the same code. A table for each room of `lb-common`; every reason is provoked.
+//!
+//! They need root for the kernel's half and say so when they are skipped.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod corpus;
+mod ipip;
+mod l2;
+mod maglev;
+mod reasons;
+mod reset;
+mod sides;
+mod steer;

@@ -1,0 +1,124 @@
+//! Host and kernel with the same tables, to be asked the same.
+
+use std::sync::atomic::Ordering;
+
+use lb_common::{
+    frame::HostFrame,
+    host::{
+        self, Counted, HostTables,
+        sample::{self, FAMILIES, Purpose},
+    },
+    parse::Family,
+    steer,
+};
+use sluice_tests::kernel::{Answer, Kernel, LONGEST, SHORTEST};
+
+/// Both, with the same tables.
+pub struct Sides {
+    /// The host's tables; after a change, [`Sides::refill`].
+    pub tables: HostTables,
+    kernel: Kernel,
+}
+
+/// The sample instance in which every service sends new flows to its first backend, and time
+/// stands still: a tick is 2^40 jiffies.
+pub fn tables() -> HostTables {
+    let mut tables = sample::tables(1024);
+    tables.settings.tick_shift = 40;
+    for purpose in Purpose::ALL {
+        for family in FAMILIES {
+            if purpose != Purpose::Empty {
+                all_slots_to(&mut tables, purpose, family, 0);
+            }
+        }
+    }
+    tables
+}
+
+/// From now on new flows of a service go to its backend with this number.
+pub fn all_slots_to(tables: &mut HostTables, purpose: Purpose, family: Family, number: u16) {
+    let service = usize::from(sample::service(purpose, family));
+    tables.services[service].slots.fill(sample::backend(purpose, family, number));
+}
+
+impl Sides {
+    /// `None` if skipped.
+    pub fn start(tables: HostTables) -> Option<Self> {
+        let kernel = Kernel::start(&tables).unwrap()?;
+        Some(Self { tables, kernel })
+    }
+
+    /// Writes the host's tables into the kernel's maps.
+    pub fn refill(&mut self) {
+        self.kernel.fill(&self.tables).unwrap();
+        self.tables.take_counted();
+    }
+
+    /// Forgets every flow.
+    pub fn forget(&mut self) {
+        self.tables.flow_words().iter().for_each(|word| word.store(0, Ordering::Relaxed));
+        self.refill();
+    }
+
+    /// Whether the kernel's half takes frames with little headroom.
+    pub fn takes_little_headroom(&mut self) -> bool {
+        self.kernel.takes_little_headroom().unwrap()
+    }
+
+    /// Lets so many ticks pass: every entry's last packet is as much longer ago.
+    pub fn pass(&self, ticks: u8) {
+        host::pass(self.tables.flow_words(), ticks);
+        host::pass(self.kernel.flow_words(), ticks);
+    }
+
+    /// Runs a frame on both sides, which must agree; answer, frame, and what was counted.
+    #[track_caller]
+    pub fn run(&mut self, name: &str, input: &HostFrame) -> (Answer, HostFrame, Counted) {
+        let mut on_host = input.clone();
+        let answer = Answer::from(steer::process(&mut on_host, &self.tables, 0));
+        let counted = self.tables.take_counted();
+        if (SHORTEST..=LONGEST).contains(&input.bytes.len()) {
+            let (in_kernel, frame) = self.kernel.run(input).unwrap();
+            assert_eq!(in_kernel, answer, "{name}: kernel and host\n{input:?}");
+            assert_eq!(
+                frame.bytes, on_host.bytes,
+                "{name}\n{input:?}became in the kernel\n{frame:?}and on the host\n{on_host:?}"
+            );
+            assert_eq!(self.kernel.take_counted().unwrap(), counted, "{name}\n{input:?}");
+        }
+        (answer, on_host, counted)
+    }
+
+    /// Runs a frame on both sides: answer and bytes must be these.
+    #[track_caller]
+    pub fn expect(
+        &mut self,
+        name: &str,
+        input: &HostFrame,
+        answer: Answer,
+        output: &[u8],
+    ) -> Counted {
+        let (found, frame, counted) = self.run(name, input);
+        assert_eq!(found, answer, "{name}\n{input:?}{counted:?}");
+        let expected = HostFrame::new(output);
+        assert_eq!(
+            frame.bytes, expected.bytes,
+            "{name}\n{input:?}became\n{frame:?}and not\n{expected:?}"
+        );
+        counted
+    }
+}
+
+/// Bytes written as hexadecimal text; `#` begins a comment.
+pub fn hex(text: &str) -> Vec<u8> {
+    let digits: String = text
+        .lines()
+        .filter_map(|line| line.split('#').next())
+        .flat_map(str::chars)
+        .filter(|c| !c.is_whitespace())
+        .collect();
+    (0..digits.len())
+        .step_by(2)
+        .map(|i| u8::from_str_radix(&digits[i..i + 2], 16).unwrap())
+        .collect()
+}

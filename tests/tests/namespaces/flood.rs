@@ -1,0 +1,99 @@
+//! A hostile network: what spoofed packets can do to the connections of others.
+
+use std::{net::Ipv4Addr, time::Duration};
+
+use sluice_tests::lab::{
+    Conversations, DEADLINE, EchoServer, Family, Plan, RawSocket, dataplane, is_privileged,
+    service, until,
+};
+
+use crate::scene::{Scene, address};
+
+/// The smallest flow table there is, and ten times as many spoofed clients.
+const CAPACITY: u32 = 1024;
+const SPOOFED: u32 = 10 * CAPACITY;
+const CONVERSATIONS: u64 = 60;
+
+#[test]
+fn a_flood_of_syns_hurts_no_established_connection() {
+    flood(&[SYN]);
+}
+
+#[test]
+fn a_flood_of_syn_and_ack_pairs_hurts_no_established_connection() {
+    flood(&[SYN, ACK]);
+}
+
+const SYN: u8 = 0x02;
+const ACK: u8 = 0x10;
+
+/// While connections live only in the flow table (a backend came since, so that their slots are
+/// another's), spoofed clients try to drive them out of it.
+fn flood(flags: &[u8]) {
+    if !is_privileged() {
+        return;
+    }
+    let mut scene = Scene::start(Plan::default());
+    let (echo, flooded) = ("203.0.113.10:7", "203.0.113.10:81");
+    scene.own(echo, "l2");
+    let servers = scene.lab.backends().iter().map(|host| EchoServer::start(host, 7).unwrap());
+    let _servers = servers.collect::<Vec<_>>();
+    let config = |backends: usize| {
+        let backends = &scene.lab.backends()[..backends];
+        dataplane(&["eth0"]).trim_end().to_owned()
+            + &format!("\nflow_capacity = {CAPACITY}\n")
+            + &service("echo", address(echo), "l2", backends, Family::V4)
+            + &service("flooded", address(flooded), "l2", backends, Family::V4)
+    };
+    let mut sluice = scene.lab.balancer().run_sluice(&config(2)).unwrap();
+    let client = scene.lab.client();
+    let conversations = Conversations::start(client, address(echo), CONVERSATIONS).unwrap();
+    let status = |field: &str| sluice.status().unwrap()["flows"]["by_state"][field].as_u64();
+    until("all to be old", DEADLINE, || (status("old") == Some(CONVERSATIONS)).then_some(()))
+        .unwrap();
+    sluice.configure(&config(3)).unwrap();
+    sluice.restart().unwrap();
+
+    let socket = RawSocket::open(client.namespace(), "eth0", Duration::from_secs(1)).unwrap();
+    let macs = [scene.lab.balancer(), client].map(|host| host.interfaces()[0].mac());
+    let macs = macs.as_flattened();
+    for spoofed in 0..SPOOFED {
+        for flag in flags {
+            // TEST-NET-2, whose answers go nowhere.
+            let [.., port, host] = spoofed.to_be_bytes();
+            let client = (Ipv4Addr::new(198, 51, 100, host), 1024 + u16::from(port));
+            let segment = segment(macs, client, address(flooded).port(), *flag);
+            socket.send(&segment).unwrap();
+        }
+    }
+    // Counts are a second old at most.
+    let used = || sluice.status().unwrap()["flows"]["used"].as_u64();
+    let full = Some(u64::from(CAPACITY) / 10 * 9);
+    until("the flood to show in the flow table", DEADLINE, || (used() >= full).then_some(()))
+        .unwrap();
+    conversations.run_for_messages(CONVERSATIONS * 10).unwrap();
+
+    // A client that comes while the table is full is served too.
+    let late = Conversations::start(client, address(echo), 30).unwrap();
+    late.run_for_messages(300).unwrap();
+    for report in [conversations.stop(), late.stop()] {
+        assert_eq!(report.broken, [""; 0], "of {:?}", report.per_backend);
+    }
+}
+
+/// An Ethernet frame with a TCP segment to 203.0.113.10. The IP checksum is right; the TCP
+/// checksum is not, so that backends need not answer.
+fn segment(macs: &[u8], (client, from): (Ipv4Addr, u16), to: u16, flags: u8) -> Vec<u8> {
+    let mut ip = [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 203, 0, 113, 10];
+    ip[12..16].copy_from_slice(&client.octets());
+    let sum = ip.chunks_exact(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum = sum.sum::<u32>();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    ip[10..12].copy_from_slice(&(!folded as u16).to_be_bytes());
+    let mut tcp = [0; 20];
+    tcp[..2].copy_from_slice(&from.to_be_bytes());
+    tcp[2..4].copy_from_slice(&to.to_be_bytes());
+    tcp[12] = 5 << 4;
+    tcp[13] = flags;
+    [macs, &[0x08, 0x00], &ip, &tcp].concat()
+}

@@ -1,0 +1,13 @@
+//! Real programs over real TCP connections, through the binary `sluice`, in network namespaces.
+//! They need root and say so when they are skipped.
+#![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
+
+mod agent;
+mod flood;
+mod forwarding;
+mod laboratory;
+mod life;
+mod networks;
+mod observe;
+mod scene;
+mod wrong_input;

@@ -1,0 +1,92 @@
+//! What most tests begin with: machines, nginx on the backends, a VIP they own.
+
+use std::{net::SocketAddr, time::Duration};
+
+use sluice_tests::lab::{
+    Agent, Family, Host, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target, dataplane,
+    service,
+};
+
+pub const VIP4: &str = "203.0.113.10:80";
+pub const VIP6: &str = "[2001:db8:f00d::10]:80";
+
+/// Dropped in this order.
+pub struct Scene {
+    pub agents: Vec<Agent>,
+    pub nginx: Vec<Nginx>,
+    pub lab: Lab,
+}
+
+impl Scene {
+    /// Machines with nginx on port 80 of each backend.
+    pub fn start(plan: Plan) -> Self {
+        let lab = Lab::start(plan).unwrap();
+        let nginx = lab.backends().iter().map(|host| Nginx::start(host, &[80]).unwrap()).collect();
+        Self { agents: Vec::new(), nginx, lab }
+    }
+
+    /// A scene in which `vip` is forwarded by `forwarding` to three backends.
+    pub fn forwarding(plan: Plan, vip: &str, forwarding: &str, backends: Family) -> (Self, Sluice) {
+        let mut scene = Self::start(plan);
+        scene.own(vip, forwarding);
+        let interface = dataplane(&["eth0"]);
+        let config = interface + &scene.service("web", vip, forwarding, backends);
+        let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
+        (scene, sluice)
+    }
+
+    /// Prepares each backend: for `l2` by hand, so that these tests need no agent.
+    pub fn own(&mut self, vip: &str, forwarding: &str) {
+        let vip = address(vip).ip();
+        for host in self.lab.backends() {
+            match forwarding {
+                "l2" => host.own_vip_quietly(vip).unwrap(),
+                _ => self.agents.push(host.run_agent(&[vip], &[]).unwrap()),
+            }
+        }
+    }
+
+    /// A service on all backends, for the configuration.
+    pub fn service(&self, name: &str, vip: &str, forwarding: &str, backends: Family) -> String {
+        service(name, address(vip), forwarding, self.lab.backends(), backends)
+    }
+
+    /// Load on `vip` that ends after so many requests.
+    pub fn request(&self, vip: &str, requests: u64) -> Tally {
+        let plan = LoadPlan { requests: Some(requests), ..LoadPlan::on([target(vip)]) };
+        Load::start(self.lab.client(), plan).unwrap().finish()
+    }
+
+    /// The same, of requests that may fail and shall do so soon.
+    pub fn attempt(&self, vip: &str, requests: u64) -> Tally {
+        let timeout = Duration::from_millis(300);
+        let plan = LoadPlan { requests: Some(requests), timeout, ..LoadPlan::on([target(vip)]) };
+        Load::start(self.lab.client(), plan).unwrap().finish()
+    }
+
+    /// Load on `vip` until it is stopped.
+    pub fn load(&self, vip: &str) -> Load {
+        Load::start(self.lab.client(), LoadPlan::on([target(vip)])).unwrap()
+    }
+
+    /// The names of the backends.
+    pub fn backends(&self) -> Vec<&str> {
+        self.lab.backends().iter().map(Host::role).collect()
+    }
+}
+
+pub fn target(vip: &str) -> Target {
+    Target { name: vip.into(), address: address(vip) }
+}
+
+pub fn address(vip: &str) -> SocketAddr {
+    vip.parse().unwrap()
+}
+
+/// No request failed, and no SYN had to be sent twice.
+#[track_caller]
+pub fn assert_flawless(scene: &Scene, tally: &Tally) {
+    assert_eq!(tally.failed(), 0, "of {}:\n{}", tally.requests, tally.causes());
+    let again = scene.lab.client().syn_retransmissions().unwrap();
+    assert_eq!(again, 0, "SYNs had to be sent twice; slowest request {:?}", tally.slowest);
+}
