@@ -157,13 +157,10 @@ pub struct Service {
     pub reserved: [u8; 3],
 }
 
-/// Part of a service's Maglev table: backend indices, 0 where no backend takes new flows.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C, align(8))]
-pub struct SlotLine {
-    /// Backend indices in host order.
-    pub backends: [u16; capacity::SLOTS_PER_LINE],
-}
+/// Part of a service's Maglev table: backend indices in host order, 0 where no backend takes
+/// new flows. A plain array: Linux 6.1 takes an array of structs that comes with a description
+/// of its types for another kind than one without, and refuses it in the other's place.
+pub type SlotLine = [u16; capacity::SLOTS_PER_LINE];
 
 /// A backend, by index: half a cache line, all a known flow's packet needs.
 #[derive(

@@ -129,6 +129,12 @@ mod tests {
             for purpose in [Purpose::InIpv4, Purpose::SourceIp] {
                 assert!(!is_for(&segment, &sample::key(sample::vip(purpose, family))));
             }
+            // Alike but for one byte, whichever.
+            for byte in 0..16 {
+                let mut address = key.address.to_v6();
+                address[byte] ^= 1;
+                assert!(!is_for(&segment, &ServiceKey { address: Address::v6(address), ..key }));
+            }
         }
     }
 

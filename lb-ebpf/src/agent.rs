@@ -49,7 +49,7 @@ struct Kernel;
 impl Tables for Kernel {
     #[inline(always)]
     fn is_vip(&self, address: Address) -> bool {
-        AGENT_VIPS.get_ptr(&address).is_some()
+        AGENT_VIPS.get_ptr(address).is_some()
     }
 
     #[inline(always)]

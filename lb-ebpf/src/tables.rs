@@ -78,7 +78,7 @@ impl Tables for Kernel {
     #[inline(always)]
     fn is_vip(&self, address: Address) -> bool {
         // SAFETY: only the pointer counts, the value is not read.
-        unsafe { maps::VIPS.get(&address) }.is_some()
+        unsafe { maps::VIPS.get(address) }.is_some()
     }
 
     #[inline(always)]
@@ -111,7 +111,7 @@ impl Tables for Kernel {
     fn slot(&self, service: u16, slot: u32) -> u16 {
         let per_line = capacity::SLOTS_PER_LINE as u32;
         match maps::SLOTS.get_value(u32::from(service), &(slot / per_line)) {
-            Some(line) => line.backends[(slot % per_line) as usize],
+            Some(line) => line[(slot % per_line) as usize],
             None => 0,
         }
     }

@@ -202,8 +202,8 @@ impl Kernel {
         let lines: Vec<SlotLine> = slots
             .chunks(SLOTS_PER_LINE)
             .map(|slots| {
-                let mut line = SlotLine { backends: [0; SLOTS_PER_LINE] };
-                line.backends[..slots.len()].copy_from_slice(slots);
+                let mut line = [0; SLOTS_PER_LINE];
+                line[..slots.len()].copy_from_slice(slots);
                 line
             })
             .collect();
@@ -220,7 +220,9 @@ impl Kernel {
     ///
     /// # Errors
     /// If the kernel does not take the frame: it is too short or too long, its interface does
-    /// not exist, or (before Linux 6.6) there is not as little headroom as the frame asks for.
+    /// not exist, or it asks for little headroom where [`takes_little_headroom`] is false.
+    ///
+    /// [`takes_little_headroom`]: Self::takes_little_headroom
     pub fn run(&self, frame: &HostFrame) -> Result<(Answer, HostFrame)> {
         // Headroom can't be chosen, but metadata takes of it (`bpf_prog_test_run_xdp`).
         let metadata = HostFrame::HEADROOM.saturating_sub(frame.headroom);
@@ -245,7 +247,8 @@ impl Kernel {
     }
 
     /// Whether [`run`](Self::run) takes frames that ask for little headroom; if not, says so.
-    /// It needs more metadata than kernels before 6.6 allow.
+    /// It needs more than the 32 bytes of metadata that older kernels allow
+    /// (`xdp_metalen_invalid` in `include/net/xdp.h`).
     ///
     /// # Errors
     /// If the counters can't be read.
