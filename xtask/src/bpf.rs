@@ -368,10 +368,10 @@ mod tests {
 
     #[test]
     fn only_nightlies_of_the_list_are_looked_at() {
-        let list = "stable-x86_64-unknown-linux-gnu (default)\t /root/.rustup/toolchains/stable\n\
+        let list = "stable-x86_64-unknown-linux-gnu (default)\t /home/dev/.rustup/toolchains/stable\n\
                     nightly-2026-10-01-x86_64-unknown-linux-gnu\t /home/a b/toolchains/old\n\
-                    nightly-x86_64-unknown-linux-gnu (active) /root/.rustup/toolchains/nightly\n";
-        let expected = ["/home/a b/toolchains/old", "/root/.rustup/toolchains/nightly"];
+                    nightly-x86_64-unknown-linux-gnu (active) /home/dev/.rustup/toolchains/nightly\n";
+        let expected = ["/home/a b/toolchains/old", "/home/dev/.rustup/toolchains/nightly"];
         assert_eq!(nightlies(list), expected.map(PathBuf::from));
         assert_eq!(nightlies("no installed toolchains\n"), Vec::<PathBuf>::new());
     }
