@@ -4,7 +4,13 @@
 //! before the first frame comes in; the VIPs, which draw frames here, come last. When the
 //! daemon goes, forwarding stays.
 
-use std::{collections::BTreeSet, net::IpAddr, path::PathBuf, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeSet,
+    net::IpAddr,
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
 
 use anyhow::{Context as _, Result};
 use lb_common::reason::Reason;
@@ -17,10 +23,12 @@ use tokio::{
 
 use crate::{
     config,
-    control::server,
+    control::{Peer, api, server},
     datapath::{self, Datapath, preflight},
+    drain::Moment,
     http,
     instance::Instance,
+    intent::kept::{Restored, Store},
     model::Desired,
     network::{self, Interface, NextHops, Snapshot},
     observe::{InterfaceSeen, Observed, State},
@@ -31,15 +39,22 @@ use crate::{
 /// How long the start waits for the backends' neighbours; those that answer later are taken
 /// in when they do.
 const FIRST_SNAPSHOT: Duration = Duration::from_millis(1500);
-/// How often the flow table is swept and the interfaces are looked at.
-const ROUND: Duration = Duration::from_secs(1);
+/// How often flows are counted while a backend drains.
+const PULSE: Duration = Duration::from_millis(200);
+/// Pulses between two looks whether the maps hold what we wrote: within a second, it is mended.
+const MEND: u32 = 4;
+/// Pulses between two sweeps of the flow table, and two looks at the interfaces.
+const ROUND: u32 = 5;
 
 /// Runs an instance until SIGTERM or SIGINT.
 ///
 /// # Errors
 /// If it can't be started; nothing is left then, and what ran before still runs.
 pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
-    let desired = config::load(&config)?;
+    let text = config::read(&config)?;
+    let name = config.display().to_string();
+    let restored = Store::restore(&instance.state(), &name, &text, Moment::now())?;
+    let desired = restored.intent.desired();
     for warning in config::warnings(&desired) {
         tracing::warn!("{warning}");
     }
@@ -56,7 +71,7 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
         tracing::warn!("no answer yet about where the backends are; going on without");
     }
 
-    let observed = start(&instance, desired, &interfaces, &snapshots).await?;
+    let observed = start(&instance, restored, &interfaces, &snapshots).await?;
     tracing::info!(instance = instance.name(), "forwarding");
 
     let (stop, stopping) = watch::channel(false);
@@ -82,7 +97,7 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
         }
     }
 
-    let result = watch_over(&observed, snapshots).await;
+    let result = watch_over(&observed, &next_hops, &config).await;
     tracing::info!("stopping; forwarding goes on without the daemon, `sluice detach` ends it");
     // Fails only if nobody listens any more.
     let _ = stop.send(true);
@@ -96,7 +111,7 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
 /// From nothing, or from what is pinned, to forwarding.
 async fn start(
     instance: &Instance,
-    desired: Desired,
+    restored: Restored,
     interfaces: &[Interface],
     snapshots: &watch::Receiver<Snapshot>,
 ) -> Result<Observed> {
@@ -107,18 +122,19 @@ async fn start(
             (datapath, Some(image))
         }
         None => {
-            let seed = match &desired.dataplane.hash_seed {
+            let dataplane = restored.intent.desired().dataplane;
+            let seed = match &dataplane.hash_seed {
                 Some(text) => Seed::from_text(text),
                 None => Seed::kept(&instance.state())?,
             };
-            (block_in_place(|| Datapath::create(instance, &desired.dataplane, &seed))?, None)
+            (block_in_place(|| Datapath::create(instance, &dataplane, &seed))?, None)
         }
     };
     let is_new = image.is_none();
     let mut state =
-        State::new(instance.clone(), desired, datapath, image.unwrap_or_else(Image::default));
+        State::new(instance.clone(), restored, datapath, image.unwrap_or_else(Image::default));
     state.next_hops = snapshots.borrow().clone();
-    state.notes = ignored_settings(&state);
+    state.notes.extend(ignored_settings(&state));
     for note in &state.notes {
         tracing::warn!("{note}");
     }
@@ -136,7 +152,10 @@ async fn start(
 async fn bring_up(state: &mut State, interfaces: &[Interface]) -> Result<()> {
     let vips_before: BTreeSet<IpAddr> =
         state.image.services.values().map(|image| image.service.key.address.into()).collect();
-    block_in_place(|| state.reconcile())?;
+    block_in_place(|| {
+        state.set_idle()?;
+        state.reconcile()
+    })?;
     let mode = state.desired.dataplane.xdp_mode;
     for interface in interfaces {
         state.datapath.attach(interface, mode)?;
@@ -145,7 +164,10 @@ async fn bring_up(state: &mut State, interfaces: &[Interface]) -> Result<()> {
     let wanted = own_vips(&state.desired).await?;
     network::remove_vips(&vips_before.difference(&wanted).copied().collect()).await?;
     state.interfaces = see_interfaces(&state.desired.dataplane.interfaces).await;
-    block_in_place(|| state.sweep())
+    block_in_place(|| {
+        state.keep();
+        state.sweep()
+    })
 }
 
 /// Leaves nothing behind of a start that failed.
@@ -155,13 +177,15 @@ async fn give_up(state: &State) {
     }
 }
 
+/// The addresses that this host shall own.
+fn vips(desired: &Desired) -> BTreeSet<IpAddr> {
+    let services = desired.services.iter().filter(|_| desired.dataplane.own_vips);
+    services.map(|service| service.vip.ip()).collect()
+}
+
 /// Makes this host own the VIPs, so that its kernel answers ARP, ND and ping for them.
 async fn own_vips(desired: &Desired) -> Result<BTreeSet<IpAddr>> {
-    let wanted: BTreeSet<IpAddr> = if desired.dataplane.own_vips {
-        desired.services.iter().map(|service| service.vip.ip()).collect()
-    } else {
-        BTreeSet::new()
-    };
+    let wanted = vips(desired);
     let added = network::own_vips(&wanted, &desired.dataplane.interfaces).await?;
     for vip in &added {
         tracing::info!(%vip, "VIP added to this host");
@@ -206,60 +230,139 @@ async fn see_interfaces(names: &[String]) -> Vec<InterfaceSeen> {
 }
 
 /// Keeps the maps as wanted until a signal comes.
-async fn watch_over(observed: &Observed, mut snapshots: watch::Receiver<Snapshot>) -> Result<()> {
+async fn watch_over(observed: &Observed, next_hops: &NextHops, config: &Path) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
-    let mut rounds = interval(ROUND);
-    rounds.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut hang_up = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+    let mut snapshots = next_hops.snapshots();
+    let mut pulses = interval(PULSE);
+    pulses.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    let mut pulse = 0u32;
+    let mut owned = vips(&observed.lock().desired);
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
             _ = interrupt.recv() => return Ok(()),
-            Ok(()) = snapshots.changed() => {
-                let next_hops = snapshots.borrow_and_update().clone();
-                log_changes(&observed.lock().next_hops, &next_hops);
-                observed.lock().next_hops = next_hops;
-                block_in_place(|| reconcile(observed));
+            _ = hang_up.recv() => {
+                block_in_place(|| reload(observed, config));
+                follow(observed, next_hops, &mut owned).await;
             }
-            _ = rounds.tick() => {
-                let names = observed.lock().desired.dataplane.interfaces.clone();
-                let interfaces = see_interfaces(&names).await;
-                let desired = {
+            () = observed.changed() => follow(observed, next_hops, &mut owned).await,
+            Ok(()) = snapshots.changed() => {
+                let snapshot = snapshots.borrow_and_update().clone();
+                log_changes(&observed.lock().next_hops, &snapshot);
+                block_in_place(|| {
                     let mut state = observed.lock();
-                    state.interfaces = interfaces;
-                    state.desired.clone()
-                };
-                // An interface that was taken down has lost its IPv6 addresses.
-                if let Err(error) = own_vips(&desired).await {
-                    tracing::warn!("can't put the VIPs on this host: {error:#}");
+                    state.next_hops = snapshot;
+                    state.try_reconcile();
+                });
+            }
+            _ = pulses.tick() => {
+                pulse = pulse.wrapping_add(1);
+                if pulse.is_multiple_of(ROUND) {
+                    look_around(observed, &mut owned).await;
                 }
-                block_in_place(|| round(observed));
+                block_in_place(|| beat(observed, pulse));
             }
         }
     }
 }
 
-fn round(observed: &Observed) {
+/// The file again, as `sluice apply` would take it up.
+fn reload(observed: &Observed, config: &Path) {
+    let name = config.display().to_string();
+    let ourselves = Peer { pid: i32::try_from(std::process::id()).ok(), uid: 0, gid: 0 };
     let mut state = observed.lock();
-    if let Err(error) = state.sweep() {
-        tracing::error!("can't sweep the flow table: {error:#}");
+    let taken = config::read(config).map_err(anyhow::Error::from).and_then(|text| {
+        let file = api::ConfigFile { name, text, force: false };
+        let changed = state.apply(&file, &ourselves)?;
+        state.took_up(&file.text);
+        state.keep();
+        Ok(changed)
+    });
+    state.reload_error = match taken {
+        Ok(changed) => {
+            tracing::info!(generation = changed.generation, "took up the config file again");
+            for warning in changed.warnings {
+                tracing::warn!("{warning}");
+            }
+            None
+        }
+        Err(error) => {
+            let error = format!("SIGHUP changed nothing: {error:#}");
+            tracing::error!("{error}");
+            Some(error)
+        }
+    };
+}
+
+/// After an operator's change: what is not in the maps. Those were written at once.
+async fn follow(observed: &Observed, next_hops: &NextHops, owned: &mut BTreeSet<IpAddr>) {
+    let desired = observed.lock().desired.clone();
+    next_hops.watch(addresses(&desired));
+    let mut interfaces = Vec::new();
+    let mut error = None;
+    for name in &desired.dataplane.interfaces {
+        match network::interface(name).await {
+            Ok(interface) => interfaces.push(interface),
+            Err(missing) => error = Some(anyhow::Error::from(missing)),
+        }
     }
-    let try_again = state.reconcile_error.is_some() || state.has_orphans();
-    drop(state);
-    if try_again {
-        reconcile(observed);
+    let attached = block_in_place(|| {
+        let mut state = observed.lock();
+        for interface in &interfaces {
+            state.datapath.attach(interface, desired.dataplane.xdp_mode)?;
+        }
+        state.datapath.detach_others(&desired.dataplane.interfaces)
+    });
+    if let Some(error) = attached.err().or(error) {
+        tracing::error!("can't attach to every interface: {error:#}");
+    }
+    look_around(observed, owned).await;
+}
+
+/// Looks at the interfaces, and puts the VIPs on this host: an interface that was taken down has
+/// lost its IPv6 addresses.
+async fn look_around(observed: &Observed, owned: &mut BTreeSet<IpAddr>) {
+    let desired = observed.lock().desired.clone();
+    let interfaces = see_interfaces(&desired.dataplane.interfaces).await;
+    observed.lock().interfaces = interfaces;
+    match own_vips(&desired).await {
+        Ok(wanted) => {
+            let gone: BTreeSet<IpAddr> = owned.difference(&wanted).copied().collect();
+            match network::remove_vips(&gone).await {
+                Ok(_) => *owned = wanted,
+                Err(error) => tracing::warn!("can't take VIPs off this host: {error:#}"),
+            }
+        }
+        Err(error) => tracing::warn!("can't put the VIPs on this host: {error:#}"),
     }
 }
 
-fn reconcile(observed: &Observed) {
+/// What is done all the time.
+fn beat(observed: &Observed, pulse: u32) {
     let mut state = observed.lock();
-    let error = state.reconcile().err().map(|error| format!("{error:#}"));
-    if let Some(error) =
-        error.as_ref().filter(|error| state.reconcile_error.as_ref() != Some(*error))
+    if pulse.is_multiple_of(MEND)
+        && let Err(error) = state.mend()
     {
-        tracing::error!("the maps are not as wanted: {error}");
+        tracing::error!("can't look whether the maps hold what we wrote: {error:#}");
     }
-    state.reconcile_error = error;
+    let is_round = pulse.is_multiple_of(ROUND);
+    if is_round || state.intent.waits() {
+        state.limit();
+        match state.sweep() {
+            Ok(()) => state.count(),
+            Err(error) => tracing::error!("can't sweep the flow table: {error:#}"),
+        }
+    }
+    if is_round {
+        if state.keep_error.is_some() {
+            state.keep();
+        }
+        if state.reconcile_error.is_some() || state.has_orphans() {
+            state.try_reconcile();
+        }
+    }
 }
 
 fn log_changes(before: &Snapshot, after: &Snapshot) {

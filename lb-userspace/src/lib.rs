@@ -1,19 +1,25 @@
 //! The daemon's rooms: desired state, plan, apply; the library behind the binary `sluice`.
 //!
-//! `config` makes a `model::Desired` of a file; `network` finds the backends' next hops;
-//! `reconcile` plans and writes what differs into the maps of `datapath`; `observe` tells
-//! what is, over `control` and `http`, to the `cli`. `daemon` wires them together.
+//! `config` makes a `model::Desired` of a file; `intent` lays on top of it what was said at run
+//! time, `drain` and `choice` say what follows from that; `network` finds the backends' next
+//! hops; `reconcile` plans and writes what differs into the maps of `datapath`; `observe` tells
+//! what is and `operate` changes it, over `control` and `http`, for the `cli`. `daemon` wires
+//! them together.
 
 pub mod agent;
+pub mod choice;
 pub mod cli;
 pub mod config;
 pub mod control;
 pub mod daemon;
 pub mod datapath;
+pub mod drain;
 pub mod http;
 pub mod instance;
+pub mod intent;
 pub mod model;
 pub mod network;
 pub mod observe;
+pub mod operate;
 pub mod reconcile;
 pub mod seed;

@@ -10,6 +10,8 @@ use std::{
 
 use lb_common::{abi::ServiceKey, address::Address, forward::Forwarding, service::Affinity};
 
+use crate::drain::Admin;
+
 /// Everything one instance is asked to be.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Desired {
@@ -37,6 +39,9 @@ pub struct Dataplane {
     /// Prefixes from which outer source addresses of tunnels are taken, hashed by flow; at
     /// most one per family. Without one: the egress interface's own address.
     pub tunnel_sources: Vec<ipnet::IpNet>,
+    /// The longest time-out of any service, state by state: what the flow table's clock is made
+    /// for when the instance is created.
+    pub longest_idle: IdleTimeouts,
 }
 
 /// Which XDP hook to use.
@@ -68,8 +73,17 @@ pub struct Service {
     pub drain_deadline: Duration,
     /// How backends are checked.
     pub health: HealthCheck,
-    /// Sorted by name; names and (address, port) are unique within the service.
+    /// A change that would leave fewer backends than this to new flows is refused.
+    pub min_available: u16,
+    /// If no backend is healthy: whether all that are enabled get new flows, or none.
+    pub fail_open: bool,
+    /// Silence after which its flows are forgotten.
+    pub idle: IdleTimeouts,
+    /// Sorted by name; names and (address, port) are unique within the service, but for those
+    /// that are leaving, which stand behind the others.
     pub backends: Vec<Backend>,
+    /// Taken away by the operator: no new flows; it goes with its last backend.
+    pub leaving: bool,
 }
 
 /// One server of one service.
@@ -83,6 +97,48 @@ pub struct Backend {
     pub port: u16,
     /// Share of new flows, relative to the others': 0 to 1,000.
     pub weight: u16,
+    /// Whether it gets new flows only when no other can.
+    pub backup: bool,
+    /// What the operator has said of it, at run time.
+    pub admin: Admin,
+    /// Taken away by the operator: it goes when its flows have ended.
+    pub leaving: bool,
+}
+
+/// Silence after which a flow is forgotten. Its packets then go by slot: to the same backend
+/// as long as the backends stay the same.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleTimeouts {
+    /// Only SYNs were seen. A client sends its SYN again after up to 32 s, and gives up after
+    /// a minute or two.
+    pub embryonic: Duration,
+    /// More than a SYN was seen. As LVS: long enough for most keep-alives, short enough for
+    /// the table.
+    pub established: Duration,
+    /// The client has sent its FIN. Half-closed, yet the server may be sending: the client's
+    /// ACKs keep the flow.
+    pub closing: Duration,
+}
+
+impl Default for IdleTimeouts {
+    fn default() -> Self {
+        Self {
+            embryonic: Duration::from_secs(60),
+            established: Duration::from_secs(15 * 60),
+            closing: Duration::from_secs(8),
+        }
+    }
+}
+
+impl IdleTimeouts {
+    /// The longer of both, state by state.
+    pub fn max(self, other: Self) -> Self {
+        Self {
+            embryonic: self.embryonic.max(other.embryonic),
+            established: self.established.max(other.established),
+            closing: self.closing.max(other.closing),
+        }
+    }
 }
 
 /// How a service's backends are checked.
@@ -126,7 +182,27 @@ impl Default for HealthCheck {
     }
 }
 
+impl Desired {
+    /// The service of this name that is not leaving.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.services.iter().find(|service| service.name == name && !service.leaving)
+    }
+}
+
+/// A backend's identity in the kernel's maps: whose it is, its address and port.
+pub type Identity = (SocketAddr, SocketAddr);
+
 impl Service {
+    /// The backend of this name that is not leaving.
+    pub fn backend(&self, name: &str) -> Option<&Backend> {
+        self.backends.iter().find(|backend| backend.name == name && !backend.leaving)
+    }
+
+    /// What makes a backend of this service the same one, whatever it is called.
+    pub fn identity(&self, backend: &Backend) -> Identity {
+        (self.vip, SocketAddr::new(backend.address, backend.port))
+    }
+
     /// Its identity in the kernel's maps.
     pub fn key(&self) -> ServiceKey {
         ServiceKey {
@@ -134,6 +210,44 @@ impl Service {
             port: self.vip.port().to_be_bytes(),
             protocol: lb_common::wire::TCP,
             reserved: [0; 5],
+        }
+    }
+}
+
+/// Services for tests.
+#[cfg(test)]
+pub(crate) mod sample {
+    use std::net::{IpAddr, Ipv4Addr};
+
+    use super::*;
+
+    /// A service with backends NAME-1 to NAME-N.
+    pub fn service(name: &str, backends: u8) -> Service {
+        Service {
+            name: name.to_owned(),
+            vip: "203.0.113.10:80".parse().expect("a VIP"),
+            forwarding: Forwarding::L2,
+            affinity: Affinity::None,
+            slots: 251,
+            drain_deadline: Duration::from_secs(300),
+            health: HealthCheck { kind: CheckKind::None, ..HealthCheck::default() },
+            min_available: 1,
+            fail_open: true,
+            idle: IdleTimeouts::default(),
+            backends: (1..=backends).map(|number| backend(name, number)).collect(),
+            leaving: false,
+        }
+    }
+
+    fn backend(service: &str, number: u8) -> Backend {
+        Backend {
+            name: format!("{service}-{number}"),
+            address: IpAddr::V4(Ipv4Addr::new(10, 0, 0, 10 + number)),
+            port: 80,
+            weight: 100,
+            backup: false,
+            admin: Admin::Enabled,
+            leaving: false,
         }
     }
 }

@@ -78,8 +78,8 @@ mod tests {
         assert_eq!(
             text(&checked).replace(EXAMPLE, "FILE"),
             "FILE is valid: 2 services, 4 backends\n\
-             warning: health checks and drain_deadline are read but not acted on in this version: \
-             a backend takes new flows as long as its next hop is known\n"
+             warning: health checks are read but not made in this version: a backend takes new \
+             flows as long as its next hop is known\n"
         );
     }
 

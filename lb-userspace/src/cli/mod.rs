@@ -5,8 +5,11 @@
 //! `direct` and `agent`.
 
 mod agent;
+mod change;
 mod check;
+mod differences;
 mod direct;
+mod drain;
 mod figures;
 mod render;
 mod table;
@@ -36,10 +39,11 @@ use crate::{
     name = "sluice",
     version,
     disable_help_subcommand = true,
-    after_help = "Exit codes: 0 done, 1 failed or refused, 2 wrong usage.\n\
+    after_help = "Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 done but \
+                  connections were cut.\n\
                   Forwarding needs no daemon: only `sluice detach` ends it.\n\
                   Limits of this version: TCP only; l2 and ipip, no nat; health checks are read \
-                  but not made; a changed config is taken up by starting `sluice run` again."
+                  but not made."
 )]
 struct Cli {
     /// Which instance: chooses /run/sluice/NAME, /sys/fs/bpf/sluice/NAME and /var/lib/sluice/NAME
@@ -61,6 +65,9 @@ enum Command {
     ///
     /// Runs in the foreground until SIGTERM or SIGINT and logs to stderr (RUST_LOG=debug for
     /// more). Stopping it, even with kill -9, leaves forwarding as it is; the next run adopts it.
+    /// SIGHUP takes up the config again, as `sluice apply` does. What was said at run time
+    /// (drains, weights, added backends) is kept in /var/lib/sluice/NAME/state.json and holds
+    /// after a restart.
     #[command(after_help = "Example: sluice run --config /etc/sluice/sluice.toml")]
     Run {
         /// The config; see sluice.example.toml
@@ -76,6 +83,29 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// What would `apply` change, and how many live flows would it touch?
+    Plan {
+        /// The config; see sluice.example.toml
+        file: PathBuf,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Make the running instance what a config file says
+    ///
+    /// All of it or nothing. A backend that the file no longer has is drained, then removed;
+    /// backends and weights given at run time yield to the file; who is drained or disabled stays
+    /// so. Applying a file twice changes nothing.
+    Apply {
+        /// The config; see sluice.example.toml
+        file: PathBuf,
+        #[command(flatten)]
+        force: change::Force,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Print what is wanted now as a config file
+    #[command(after_help = "Example: sluice export > /etc/sluice/sluice.toml")]
+    Export(Output),
     /// Does it forward, to whom, and what is wrong?
     Status(Output),
     /// Services
@@ -116,7 +146,8 @@ enum Command {
     },
     /// Stop forwarding: take off programs, maps, pins and the VIPs that `run` added
     ///
-    /// Works without a daemon. Connections through this instance break.
+    /// Works without a daemon. Connections through this instance break, and what was said at run
+    /// time is forgotten: `sluice export` first, to keep it.
     Detach,
     /// The backend's side: unpack tunnels, answer for the VIP
     #[command(subcommand)]
@@ -133,6 +164,19 @@ enum Command {
 enum ServiceCommand {
     /// One line for each service
     List(Output),
+    /// Add a service, without backends
+    #[command(after_help = "Example: sluice service add api 203.0.113.20:443 --forwarding ipip")]
+    Add(change::NewService),
+    /// Remove a service: no new flows; it is gone when its backends are drained
+    Remove {
+        /// Its name
+        name: String,
+        /// Reset its flows at once
+        #[arg(long)]
+        force: bool,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
 #[derive(Subcommand)]
@@ -144,9 +188,60 @@ enum BackendCommand {
         #[command(flatten)]
         output: Output,
     },
+    /// Add a backend to a service
+    #[command(after_help = "Example: sluice backend add web web-3 10.0.0.13 --weight 50")]
+    Add(change::NewBackend),
+    /// Remove a backend: it drains first
+    ///
+    /// With --force its flows are reset at once, and min_available is not asked.
+    Remove {
+        #[command(flatten)]
+        which: change::Which,
+        #[command(flatten)]
+        force: change::Force,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Take a backend out of service without cutting connections
+    ///
+    /// It gets no new flows from now on and keeps those it has. When the last one has ended it is
+    /// drained; what is left at the deadline is reset. `enable` ends a drain, or undoes it.
+    #[command(after_help = "Examples: sluice backend drain web web-1 --wait\n          \
+                            sluice backend drain --all-services host-7 --deadline 10m --wait\n\
+                            Exit codes with --wait: 0 drained, 3 drained but connections were cut.")]
+    Drain(change::NewDrain),
+    /// Let a backend take new flows
+    Enable {
+        #[command(flatten)]
+        which: change::Which,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Let a backend have no flows: those it has are reset at once
+    Disable {
+        #[command(flatten)]
+        which: change::Which,
+        #[command(flatten)]
+        force: change::Force,
+        #[command(flatten)]
+        output: Output,
+    },
+    /// Change a backend's share of new flows
+    Weight {
+        /// The service
+        service: String,
+        /// The backend
+        backend: String,
+        /// Relative to the others', 0 to 1000
+        weight: u16,
+        #[command(flatten)]
+        force: change::Force,
+        #[command(flatten)]
+        output: Output,
+    },
 }
 
-/// How a reading command prints.
+/// How a command prints.
 #[derive(Args)]
 struct Output {
     /// Print JSON, for scripts
@@ -186,21 +281,15 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Status(output) => {
             output.print(&client.status().await?, render::status)?;
         }
-        Command::Service(ServiceCommand::List(output)) => {
-            output.print(&client.status().await?.services, |services, palette| {
-                render::services(services, palette)
-            })?;
+        Command::Plan { file, output } => return change::plan(&client, &file, &output).await,
+        Command::Apply { file, force, output } => {
+            return change::apply(&client, &file, &force, &output).await;
         }
-        Command::Backend(BackendCommand::List { service, output }) => {
-            let mut services = client.status().await?;
-            if let Some(name) = service {
-                let service = services.service(&name).map_err(anyhow::Error::msg)?.clone();
-                services.services = vec![service];
-            }
-            output.print(&backends(&services.services), |_, palette| {
-                render::backends(&services.services, palette)
-            })?;
+        Command::Export(output) => {
+            output.print(&client.export().await?, |exported, _| exported.text.clone())?;
         }
+        Command::Service(command) => return about_service(&client, command).await,
+        Command::Backend(command) => return about_backend(&client, command).await,
         Command::Flows { service, backend, client: ip, limit, output } => {
             let limit = Some(limit as usize);
             let filter = api::FlowFilter { service, backend, client: ip, limit };
@@ -220,6 +309,58 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+async fn about_service(client: &Client, command: ServiceCommand) -> anyhow::Result<ExitCode> {
+    match command {
+        ServiceCommand::List(output) => {
+            output.print(&client.status().await?.services, |services, palette| {
+                render::services(services, palette)
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        ServiceCommand::Add(new) => change::add_service(client, new).await,
+        ServiceCommand::Remove { name, force, output } => {
+            let remove = api::Change::RemoveService { service: name };
+            change::one(client, remove, force, &output).await
+        }
+    }
+}
+
+async fn about_backend(client: &Client, command: BackendCommand) -> anyhow::Result<ExitCode> {
+    use api::Change;
+    let unforced = change::Force::default();
+    match command {
+        BackendCommand::List { service, output } => {
+            let mut services = client.status().await?;
+            if let Some(name) = service {
+                let service = services.service(&name).map_err(anyhow::Error::msg)?.clone();
+                services.services = vec![service];
+            }
+            output.print(&backends(&services.services), |_, palette| {
+                render::backends(&services.services, palette)
+            })?;
+            Ok(ExitCode::SUCCESS)
+        }
+        BackendCommand::Add(new) => change::add_backend(client, new).await,
+        BackendCommand::Drain(new) => change::drain(client, new).await,
+        BackendCommand::Remove { which, force, output } => {
+            let remove = |target| Change::RemoveBackend { target };
+            change::about(client, which, remove, &force, &output).await
+        }
+        BackendCommand::Enable { which, output } => {
+            let enable = |target| Change::Enable { target };
+            change::about(client, which, enable, &unforced, &output).await
+        }
+        BackendCommand::Disable { which, force, output } => {
+            let disable = |target| Change::Disable { target };
+            change::about(client, which, disable, &force, &output).await
+        }
+        BackendCommand::Weight { service, backend, weight, force, output } => {
+            let target = api::Target { service: Some(service), backend };
+            change::one(client, Change::Weight { target, weight }, force.force, &output).await
+        }
+    }
 }
 
 /// A backend in a list of its own.

@@ -18,16 +18,22 @@ use super::{
         checked_name, choice, duration, is_interface_name, prime_from, ranged, required, unusable,
     },
 };
-use crate::model::{Backend, CheckKind, Dataplane, Desired, HealthCheck, Service, XdpMode};
+use crate::{
+    drain::Admin,
+    model::{Backend, CheckKind, Dataplane, Desired, HealthCheck, IdleTimeouts, Service, XdpMode},
+};
 
-const DRAIN_DEADLINE: Duration = Duration::from_secs(5 * 60);
+pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(5 * 60);
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
-const WEIGHT: u16 = 100;
+pub(super) const WEIGHT: u16 = 100;
 
 const FLOW_CAPACITY: (i64, i64) = (1 << 10, 1 << 28);
 const DRAIN_DEADLINES: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(30 * 86_400));
 const PROBE_TIMES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
 const STREAKS: (i64, i64) = (1, 100);
+const MIN_AVAILABLE: (i64, i64) = (0, capacity::BACKENDS as i64 - 1);
+/// A time-out below a tick of the flow table, some seconds, could not be kept.
+const IDLE_TIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(86_400));
 
 /// Slots a backend that keep the shares even within 1 % (Maglev, NSDI 2016, §3.4).
 pub(super) const SLOTS_PER_BACKEND: usize = 100;
@@ -45,6 +51,9 @@ pub(super) fn desired(source: &Source<'_>, raw: raw::File) -> Result<Desired, Er
     }
     seen.refuse_loops(source)?;
     services.sort_by(|a, b| a.name.cmp(&b.name));
+    let longest = |longest: IdleTimeouts, service: &Service| longest.max(service.idle);
+    let longest_idle = services.iter().fold(IdleTimeouts::default(), longest);
+    let dataplane = Dataplane { longest_idle, ..dataplane };
     Ok(Desired { dataplane, http, services })
 }
 
@@ -73,6 +82,7 @@ fn dataplane(source: &Source<'_>, raw: Option<raw::Dataplane>) -> Result<Datapla
         hash_seed: hash_seed(source, raw.hash_seed)?,
         own_vips: raw.own_vips.unwrap_or(true),
         tunnel_sources: tunnel_sources(source, raw.tunnel_source)?,
+        longest_idle: IdleTimeouts::default(),
     })
 }
 
@@ -146,7 +156,7 @@ fn listen(source: &Source<'_>, raw: raw::Http) -> Result<Option<SocketAddr>, Err
     }
 }
 
-fn service(
+pub(super) fn service(
     source: &Source<'_>,
     raw: Spanned<raw::Service>,
     seen: &mut Seen,
@@ -166,7 +176,7 @@ fn service(
     seen.vips.insert(source, vip, vip_at.clone(), || {
         (format!("VIP {vip}"), "give each service a port or an address of its own")
     })?;
-    seen.vip_addresses.entry(vip.ip()).or_insert(vip_at.start);
+    seen.vip_addresses.entry(vip.ip()).or_insert(Some(vip_at.start));
     let forwarding = choice(
         source,
         "forwarding",
@@ -195,13 +205,13 @@ fn service(
         None => DRAIN_DEADLINE,
     };
     let health = health(source, raw.health)?;
+    let min_available = match raw.min_available {
+        Some(number) => ranged(source, "min_available", &number, MIN_AVAILABLE)? as u16,
+        None => 1,
+    };
+    let idle = idle(source, raw.idle_timeout)?;
     let count = raw.backend.len();
-    if slots < count as u32 {
-        let fitting = u32::try_from(count * SLOTS_PER_BACKEND)
-            .ok()
-            .map(prime_from)
-            .filter(|prime| *prime >= (count * SLOTS_PER_BACKEND) as u32);
-        let problem = Problem::FewSlots { service: name, backends: count, slots, fitting };
+    if let Some(problem) = few_slots(&name, slots, count) {
         return Err(source.refuse(slots_at, problem));
     }
     let mut service = Service {
@@ -212,7 +222,11 @@ fn service(
         slots,
         drain_deadline,
         health,
+        min_available,
+        fail_open: raw.fail_open.unwrap_or(true),
+        idle,
         backends: Vec::with_capacity(count),
+        leaving: false,
     };
     let mut members = Members::default();
     for raw in raw.backend {
@@ -224,6 +238,18 @@ fn service(
     }
     service.backends.sort_by(|a, b| a.name.cmp(&b.name));
     Ok(service)
+}
+
+/// Why that many backends can't share so many slots.
+pub(super) fn few_slots(service: &str, slots: u32, backends: usize) -> Option<Problem> {
+    if slots as usize >= backends {
+        return None;
+    }
+    let fitting = u32::try_from(backends * SLOTS_PER_BACKEND)
+        .ok()
+        .map(prime_from)
+        .filter(|prime| *prime >= (backends * SLOTS_PER_BACKEND) as u32);
+    Some(Problem::FewSlots { service: service.to_owned(), backends, slots, fitting })
 }
 
 fn vip(source: &Source<'_>, text: raw::Text) -> Result<SocketAddr, Error> {
@@ -253,6 +279,19 @@ fn slots(source: &Source<'_>, raw: Option<raw::Number>) -> Result<u32, Error> {
         return Err(source.refuse(number.span(), problem));
     }
     Ok(slots)
+}
+
+fn idle(source: &Source<'_>, raw: raw::IdleTimeout) -> Result<IdleTimeouts, Error> {
+    let default = IdleTimeouts::default();
+    let time = |field, text: Option<raw::Text>, default| match text {
+        Some(text) => duration(source, field, &text, "15m", IDLE_TIMES),
+        None => Ok(default),
+    };
+    Ok(IdleTimeouts {
+        embryonic: time("embryonic", raw.embryonic, default.embryonic)?,
+        established: time("established", raw.established, default.established)?,
+        closing: time("closing", raw.closing, default.closing)?,
+    })
 }
 
 fn health(source: &Source<'_>, raw: raw::Health) -> Result<HealthCheck, Error> {
@@ -321,7 +360,7 @@ fn http_path(source: &Source<'_>, raw: Option<raw::Text>) -> Result<String, Erro
     Ok(text.into_inner())
 }
 
-fn backend(
+pub(super) fn backend(
     source: &Source<'_>,
     raw: Spanned<raw::Backend>,
     service: &Service,
@@ -372,24 +411,46 @@ fn backend(
         Some(number) => ranged(source, "weight", &number, (0, i64::from(MAX_WEIGHT)))? as u16,
         None => WEIGHT,
     };
-    Ok(Backend { name, address, port, weight })
+    Ok(Backend {
+        name,
+        address,
+        port,
+        weight,
+        backup: raw.backup.unwrap_or(false),
+        admin: Admin::Enabled,
+        leaving: false,
+    })
 }
 
 /// What must be unique in an instance, and where it was first.
 #[derive(Default)]
-struct Seen {
+pub(super) struct Seen {
     services: Places<String>,
     vips: Places<SocketAddr>,
-    vip_addresses: HashMap<IpAddr, usize>,
+    vip_addresses: HashMap<IpAddr, Option<usize>>,
     backends: Vec<(IpAddr, usize)>,
 }
 
 impl Seen {
+    /// All that is in an instance already, but what is leaving it.
+    pub(super) fn of(desired: &Desired) -> Self {
+        let mut seen = Self::default();
+        for service in desired.services.iter().filter(|service| !service.leaving) {
+            seen.services.0.insert(service.name.clone(), None);
+            seen.vips.0.insert(service.vip, None);
+            seen.vip_addresses.insert(service.vip.ip(), None);
+            let staying = service.backends.iter().filter(|backend| !backend.leaving);
+            seen.backends.extend(staying.map(|backend| (backend.address, 0)));
+        }
+        seen
+    }
+
     /// A backend at an address of ours would get its frames from itself.
-    fn refuse_loops(&self, source: &Source<'_>) -> Result<(), Error> {
+    pub(super) fn refuse_loops(&self, source: &Source<'_>) -> Result<(), Error> {
         for (address, at) in &self.backends {
             if let Some(vip) = self.vip_addresses.get(address) {
-                let problem = Problem::BackendIsVip { address: *address, line: source.line(*vip) };
+                let line = vip.map(|vip| source.line(vip));
+                let problem = Problem::BackendIsVip { address: *address, line };
                 return Err(source.refuse(*at..*at, problem));
             }
         }
@@ -399,13 +460,25 @@ impl Seen {
 
 /// What must be unique in a service.
 #[derive(Default)]
-struct Members {
+pub(super) struct Members {
     names: Places<String>,
     addresses: Places<(IpAddr, u16)>,
 }
 
-/// Where each thing stands in the file.
-struct Places<T>(HashMap<T, usize>);
+impl Members {
+    /// All that is in a service already, but what is leaving it.
+    pub(super) fn of(service: &Service) -> Self {
+        let mut members = Self::default();
+        for backend in service.backends.iter().filter(|backend| !backend.leaving) {
+            members.names.0.insert(backend.name.clone(), None);
+            members.addresses.0.insert((backend.address, backend.port), None);
+        }
+        members
+    }
+}
+
+/// Where each thing stands in the file; `None`: not there, but in what runs.
+struct Places<T>(HashMap<T, Option<usize>>);
 
 impl<T> Default for Places<T> {
     fn default() -> Self {
@@ -421,11 +494,11 @@ impl<T: Eq + Hash> Places<T> {
         at: Range<usize>,
         words: impl FnOnce() -> (String, &'static str),
     ) -> Result<(), Error> {
-        match self.0.insert(thing, at.start) {
+        match self.0.insert(thing, Some(at.start)) {
             None => Ok(()),
             Some(first) => {
                 let (what, way_out) = words();
-                let line = source.line(first);
+                let line = first.map(|first| source.line(first));
                 Err(source.refuse(at, Problem::Duplicate { what, line, way_out }))
             }
         }

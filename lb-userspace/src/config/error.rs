@@ -114,12 +114,12 @@ pub enum Problem {
         name: String,
     },
     /// The same thing twice.
-    #[error("{what} is already on line {line}: {way_out}")]
+    #[error("{what} is already {}: {way_out}", there(.line))]
     Duplicate {
         /// What.
         what: String,
-        /// Where it was first.
-        line: usize,
+        /// Where it was first; `None`: not in this text, but in what runs.
+        line: Option<usize>,
         /// What to do.
         way_out: &'static str,
     },
@@ -278,12 +278,12 @@ pub enum Problem {
         why: Unusable,
     },
     /// A loop.
-    #[error("backend address {address} is the VIP of line {line}: give the server's own address")]
+    #[error("backend address {address} is {}: give the server's own address", the_vip(.line))]
     BackendIsVip {
         /// Which.
         address: IpAddr,
-        /// Where the VIP is.
-        line: usize,
+        /// Where the VIP is; `None`: not in this text, but in what runs.
+        line: Option<usize>,
     },
     /// L2 can't change families.
     #[error(
@@ -404,6 +404,14 @@ impl fmt::Display for Family {
             Self::V6 => "IPv6",
         })
     }
+}
+
+fn there(line: &Option<usize>) -> String {
+    line.map_or_else(|| "there".to_owned(), |line| format!("on line {line}"))
+}
+
+fn the_vip(line: &Option<usize>) -> String {
+    line.map_or_else(|| "a VIP".to_owned(), |line| format!("the VIP of line {line}"))
 }
 
 fn in_field(field: &Option<String>) -> String {

@@ -3,26 +3,32 @@
 //! [`parse`] is pure; whether an interface exists, or a backend can be reached, is asked by
 //! who holds the result. Every field is documented in `sluice.example.toml`.
 
+mod added;
 mod desired;
 mod error;
+mod export;
 mod raw;
+mod spec;
 mod values;
 mod warnings;
 
 use std::{fs::File, io::Read, ops::Range, path::Path};
 
+pub use added::{backend, service};
 pub use error::{Error, Family, Place, Problem, Unusable};
+pub use export::export;
+pub use spec::{BackendSpec, HealthSpec, IdleTimeoutSpec, ServiceSpec};
 pub use warnings::warnings;
 
 use crate::model::Desired;
 
 /// Largest file read: 65,535 backends, at 100 bytes a line, fit twice.
-const MAX_FILE_BYTES: u64 = 16 << 20;
+pub const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Largest weight of a backend.
 const MAX_WEIGHT: u16 = 1000;
 
-/// Reads and checks a config file.
-pub fn load(path: &Path) -> Result<Desired, Error> {
+/// Reads a config file: its text, not checked yet.
+pub fn read(path: &Path) -> Result<String, Error> {
     let read = |source| Error::Read { path: path.to_owned(), source };
     let mut bytes = Vec::new();
     let file = File::open(path).map_err(read)?;
@@ -30,15 +36,17 @@ pub fn load(path: &Path) -> Result<Desired, Error> {
     if bytes.len() as u64 > MAX_FILE_BYTES {
         return Err(Error::TooLarge { path: path.to_owned() });
     }
-    let name = path.display().to_string();
-    match str::from_utf8(&bytes) {
-        Ok(text) => parse(text, &name),
-        Err(error) => {
-            let text = String::from_utf8_lossy(&bytes[..error.valid_up_to()]);
-            let end = text.len();
-            Err(Source { name: &name, text: &text }.refuse(end..end, Problem::NotText))
-        }
-    }
+    String::from_utf8(bytes).map_err(|error| {
+        let valid = error.utf8_error().valid_up_to();
+        let text = String::from_utf8_lossy(&error.as_bytes()[..valid]);
+        let source = Source { name: &path.display().to_string(), text: &text };
+        source.refuse(valid..valid, Problem::NotText)
+    })
+}
+
+/// Reads and checks a config file.
+pub fn load(path: &Path) -> Result<Desired, Error> {
+    parse(&read(path)?, &path.display().to_string())
 }
 
 /// Checks a config file's text; `name` is what errors call it.

@@ -45,10 +45,22 @@ pub struct Service {
     pub affinity: Option<Text>,
     pub slots: Option<Number>,
     pub drain_deadline: Option<Text>,
+    pub min_available: Option<Number>,
+    pub fail_open: Option<bool>,
+    #[serde(default)]
+    pub idle_timeout: IdleTimeout,
     #[serde(default)]
     pub health: Health,
     #[serde(default)]
     pub backend: Vec<Spanned<Backend>>,
+}
+
+#[derive(Deserialize, Default)]
+#[serde(deny_unknown_fields)]
+pub struct IdleTimeout {
+    pub embryonic: Option<Text>,
+    pub established: Option<Text>,
+    pub closing: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]
@@ -69,6 +81,7 @@ pub struct Backend {
     pub address: Option<Text>,
     pub port: Option<Number>,
     pub weight: Option<Number>,
+    pub backup: Option<bool>,
 }
 
 /// A string and its place.

@@ -3,7 +3,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::model::{CheckKind, HealthCheck, XdpMode};
 
-const EXAMPLE: &str = include_str!("../../../sluice.example.toml");
+pub(super) const EXAMPLE: &str = include_str!("../../../sluice.example.toml");
 
 /// A file whose one service has these lines beside its name, VIP and mode.
 fn service(lines: &str) -> String {
@@ -54,7 +54,7 @@ fn toml_errors_name_the_line_and_the_field() {
         (
             backend("name = \"a\", address = \"10.0.0.1\", wight = 3"),
             "lb.toml:6:48: unknown field `wight`, expected one of `name`, `address`, `port`, \
-             `weight`, in `service.backend`",
+             `weight`, `backup`, in `service.backend`",
         ),
         (
             service("health = { check = \"tcp\", every = \"1s\" }"),
@@ -503,7 +503,7 @@ fn the_examples_commented_out_defaults_are_true() {
         }
         text.push('\n');
     }
-    assert_eq!(shown, 9, "{text}");
+    assert_eq!(shown, 12, "{text}");
     let plain = parse(EXAMPLE, "sluice.example.toml").expect("a valid example");
     assert_eq!(parse(&text, "uncommented").expect("valid defaults"), plain);
 }
@@ -512,8 +512,8 @@ fn the_examples_commented_out_defaults_are_true() {
 fn warnings_tell_what_a_valid_file_does_not_get() {
     let told = |text: &str| warnings(&parse(text, "lb.toml").expect("a valid file"));
     assert_eq!(told(&dataplane("")), ["no service: every frame is left to the kernel"]);
-    let not_acted_on = "health checks and drain_deadline are read but not acted on in this \
-                        version: a backend takes new flows as long as its next hop is known";
+    let not_acted_on = "health checks are read but not made in this version: a backend takes new \
+                        flows as long as its next hop is known";
     assert_eq!(
         told(&service("slots = 7")),
         [not_acted_on, "service \"web\" has no backend: its clients get a RST"]

@@ -13,8 +13,8 @@ pub fn warnings(desired: &Desired) -> Vec<String> {
     }
     if !desired.services.is_empty() {
         warnings.push(
-            "health checks and drain_deadline are read but not acted on in this version: a \
-             backend takes new flows as long as its next hop is known"
+            "health checks are read but not made in this version: a backend takes new flows as \
+             long as its next hop is known"
                 .to_owned(),
         );
     }

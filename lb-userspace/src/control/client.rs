@@ -2,15 +2,16 @@
 
 use std::{io, path::PathBuf, time::Duration};
 
-use http_body_util::{BodyExt, Empty, Limited};
+use http_body_util::{BodyExt, Full, Limited};
 use hyper::{
     Request, Response, StatusCode,
     body::{Bytes, Incoming},
     client::conn::http1,
     header,
+    http::request::Builder,
 };
 use hyper_util::rt::TokioIo;
-use serde::de::DeserializeOwned;
+use serde::{Serialize, de::DeserializeOwned};
 use tokio::{net::UnixStream, time::timeout};
 
 use super::{api, server::GROUP};
@@ -103,7 +104,13 @@ impl Client {
 
     /// Flows that match, and how many there are.
     pub async fn flows(&self, filter: &api::FlowFilter) -> Result<api::Flows, Error> {
-        self.get(&format!("/v1/flows{}", query(filter))).await
+        let fields = [
+            ("service", filter.service.clone()),
+            ("backend", filter.backend.clone()),
+            ("client", filter.client.map(|client| client.to_string())),
+            ("limit", filter.limit.map(|limit| limit.to_string())),
+        ];
+        self.get(&format!("/v1/flows{}", query(fields))).await
     }
 
     /// What became of every frame.
@@ -111,22 +118,66 @@ impl Client {
         self.get("/v1/reasons").await
     }
 
+    /// How drains go, or went.
+    pub async fn drains(&self, filter: &api::DrainFilter) -> Result<Vec<api::Drain>, Error> {
+        let fields = [("service", filter.service.clone()), ("backend", filter.backend.clone())];
+        self.get(&format!("/v1/drains{}", query(fields))).await
+    }
+
+    /// What is wanted, as a file.
+    pub async fn export(&self) -> Result<api::Exported, Error> {
+        self.get("/v1/export").await
+    }
+
+    /// What a file would change.
+    pub async fn plan(&self, file: &api::ConfigFile) -> Result<api::Plan, Error> {
+        self.post("/v1/plan", file).await
+    }
+
+    /// Takes up a file.
+    pub async fn apply(&self, file: &api::ConfigFile) -> Result<api::Changed, Error> {
+        self.post("/v1/apply", file).await
+    }
+
+    /// Makes all changes of a transaction, or none.
+    pub async fn change(&self, transaction: &api::Transaction) -> Result<api::Changed, Error> {
+        self.post("/v1/changes", transaction).await
+    }
+
     async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
-        match timeout(PATIENCE, self.exchange(path)).await {
+        self.ask(Request::get(path), Bytes::new()).await
+    }
+
+    async fn post<T: DeserializeOwned>(
+        &self,
+        path: &str,
+        body: &impl Serialize,
+    ) -> Result<T, Error> {
+        let json = serde_json::to_vec(body).map_err(|error| self.garbled(&error))?;
+        let request = Request::post(path).header(header::CONTENT_TYPE, "application/json");
+        self.ask(request, Bytes::from(json)).await
+    }
+
+    async fn ask<T: DeserializeOwned>(&self, request: Builder, body: Bytes) -> Result<T, Error> {
+        match timeout(PATIENCE, self.exchange(request, body)).await {
             Ok(result) => result,
             Err(_) => Err(Error::Silent { socket: self.socket.clone() }),
         }
     }
 
-    async fn exchange<T: DeserializeOwned>(&self, path: &str) -> Result<T, Error> {
+    async fn exchange<T: DeserializeOwned>(
+        &self,
+        request: Builder,
+        body: Bytes,
+    ) -> Result<T, Error> {
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| self.no_connection(e))?;
         let (mut sender, connection) =
             http1::handshake(TokioIo::new(stream)).await.map_err(|e| self.garbled(&e))?;
         // Ends with the sender; what goes wrong on the way is told there too.
         tokio::spawn(connection);
-        let request = Request::get(path)
+        let request = request
             .header(header::HOST, "sluice")
-            .body(Empty::<Bytes>::new())
+            .body(Full::new(body))
             .map_err(|e| self.garbled(&e))?;
         let response = sender.send_request(request).await.map_err(|e| self.garbled(&e))?;
         let (status, daemon) = (response.status(), version(&response));
@@ -176,13 +227,7 @@ fn version(response: &Response<Incoming>) -> Option<String> {
     server.strip_prefix("sluice/").map(str::to_owned)
 }
 
-fn query(filter: &api::FlowFilter) -> String {
-    let fields = [
-        ("service", filter.service.clone()),
-        ("backend", filter.backend.clone()),
-        ("client", filter.client.map(|client| client.to_string())),
-        ("limit", filter.limit.map(|limit| limit.to_string())),
-    ];
+fn query<const N: usize>(fields: [(&str, Option<String>); N]) -> String {
     let mut query = String::new();
     for (name, value) in fields {
         if let Some(value) = value {

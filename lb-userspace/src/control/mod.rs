@@ -14,8 +14,11 @@ mod tests;
 
 pub(crate) use calls::Calls;
 pub(crate) use connections::serve_connections;
+pub use server::Peer;
 
-/// What the daemon can tell. Calls may block for as long as a scan of the flow table takes;
+use crate::intent::Refusal;
+
+/// What the daemon can tell, and be made to do. Calls may block for as long as a scan of the flow table takes;
 /// the servers make them off the event loop.
 pub trait Control: Send + Sync + 'static {
     /// The whole of it.
@@ -26,4 +29,31 @@ pub trait Control: Send + Sync + 'static {
 
     /// What became of every frame.
     fn reasons(&self) -> api::Reasons;
+
+    /// How drains go, or went.
+    fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain>;
+
+    /// What is wanted, as a file.
+    ///
+    /// # Errors
+    /// Only by a defect.
+    fn export(&self) -> anyhow::Result<api::Exported>;
+
+    /// What a file would change.
+    ///
+    /// # Errors
+    /// If it is not valid.
+    fn plan(&self, file: &api::ConfigFile) -> Result<api::Plan, Refusal>;
+
+    /// Takes up a file, whole or not at all.
+    ///
+    /// # Errors
+    /// If it is refused.
+    fn apply(&self, file: &api::ConfigFile, peer: &Peer) -> Result<api::Changed, Refusal>;
+
+    /// Makes all changes of a transaction, or none.
+    ///
+    /// # Errors
+    /// If they are refused.
+    fn change(&self, transaction: &api::Transaction, peer: &Peer) -> Result<api::Changed, Refusal>;
 }

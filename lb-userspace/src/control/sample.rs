@@ -4,7 +4,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use lb_common::{flow::State, reason::Reason};
 
-use super::{Control, api};
+use super::{Control, Peer, api};
+use crate::intent::Refusal;
 
 /// Always the same answers; ready or not.
 pub struct Sample {
@@ -43,6 +44,57 @@ impl Control for Sample {
     fn reasons(&self) -> api::Reasons {
         reasons()
     }
+
+    fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain> {
+        let matches = |drain: &api::Drain| {
+            filter.service.as_ref().is_none_or(|service| *service == drain.service)
+                && filter.backend.as_ref().is_none_or(|backend| *backend == drain.backend)
+        };
+        drains().into_iter().filter(matches).collect()
+    }
+
+    fn export(&self) -> anyhow::Result<api::Exported> {
+        Ok(api::Exported { text: "# all of it\n".to_owned() })
+    }
+
+    fn plan(&self, file: &api::ConfigFile) -> Result<api::Plan, Refusal> {
+        Err(Refusal::File(format!("{}:1:1: no", file.name)))
+    }
+
+    fn apply(&self, file: &api::ConfigFile, peer: &Peer) -> Result<api::Changed, Refusal> {
+        let text = format!("{} bytes from uid {}", file.text.len(), peer.uid);
+        let action = api::Action::Change;
+        let difference = api::Difference { action, service: None, backend: None, text };
+        Ok(api::Changed {
+            changed: true,
+            generation: 8,
+            differences: vec![difference],
+            warnings: vec![],
+        })
+    }
+
+    fn change(&self, asked: &api::Transaction, _: &Peer) -> Result<api::Changed, Refusal> {
+        match asked.force {
+            true => Ok(api::Changed { changed: true, generation: 8, ..api::Changed::default() }),
+            false => Err(Refusal::TooFew { service: "web".to_owned(), left: 0, wanted: 1 }),
+        }
+    }
+}
+
+pub fn drains() -> Vec<api::Drain> {
+    vec![api::Drain {
+        service: "web".to_owned(),
+        backend: "web-1".to_owned(),
+        admin: api::Admin::Draining,
+        since: "2026-05-01T07:30:00Z".to_owned(),
+        deadline_seconds: 287.5,
+        seconds: 12.5,
+        flows_at_start: Some(30),
+        flows_left: 2,
+        oldest_seconds: Some(77),
+        flows_cut: 0,
+        new_flows_since_drain: 0,
+    }]
 }
 
 pub fn status() -> api::Status {
@@ -81,6 +133,9 @@ pub fn status() -> api::Status {
             ),
         ],
         flows: api::FlowTable::new(1 << 20, count),
+        config: "/etc/sluice/sluice.toml".to_owned(),
+        generation: 7,
+        drift_repairs_total: 0,
         problems: vec!["backend web/web-2: 10.0.0.12 does not answer ARP on eth0".to_owned()],
     }
 }
@@ -125,6 +180,9 @@ fn service(name: &str, vip: &str, forwarding: &str, backends: Vec<api::Backend>)
         forwarding: forwarding.to_owned(),
         affinity: "none".to_owned(),
         slots: 65_537,
+        min_available: 1,
+        new_flows: "healthy".to_owned(),
+        leaving: false,
         backends,
     }
 }
@@ -135,7 +193,11 @@ fn backend(name: &str, address: &str) -> api::Backend {
         address: address.parse().expect("an address"),
         port: 80,
         weight: 100,
+        declared_weight: Some(100),
+        backup: false,
         admin: api::Admin::Enabled,
+        leaving: false,
+        takes_new_flows: true,
         health: api::Health::Healthy,
         next_hop: "eth0 02:00:00:00:00:01".to_owned(),
         active_flows: 0,

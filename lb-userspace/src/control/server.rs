@@ -15,11 +15,14 @@ use std::{
 use axum::{
     Extension, Json, Router,
     body::Body,
-    extract::{Query, Request, State, rejection::QueryRejection},
+    extract::{
+        DefaultBodyLimit, Query, Request, State,
+        rejection::{JsonRejection, QueryRejection},
+    },
     http::{HeaderValue, Method, StatusCode, Uri, header},
     middleware::{self, Next},
     response::{IntoResponse, Response},
-    routing::get,
+    routing::{get, post},
     serve::Listener,
 };
 use nix::{
@@ -34,7 +37,7 @@ use tokio::{
 };
 
 use super::{Calls, Control, api, serve_connections};
-use crate::instance::Instance;
+use crate::{config, instance::Instance, intent::Refusal};
 
 /// Members may talk to the daemon without being root.
 pub const GROUP: &str = "sluice";
@@ -216,14 +219,27 @@ impl Listener for Peers {
     }
 }
 
-/// All pages. No request has a body that anybody reads, so none needs a limit.
+/// Largest request: a config file, in JSON.
+const MAX_REQUEST_BYTES: usize = 2 * config::MAX_FILE_BYTES as usize;
+
+/// The pages, for those who ask for another.
+const PAGES: &str = "GET /v1/status, /v1/flows, /v1/reasons, /v1/drains, /v1/export, and POST \
+                     /v1/changes, /v1/apply, /v1/plan";
+
+/// All pages.
 fn pages(control: Arc<dyn Control>) -> Router {
     Router::new()
         .route("/v1/status", get(status))
         .route("/v1/flows", get(flows))
         .route("/v1/reasons", get(reasons))
+        .route("/v1/drains", get(drains))
+        .route("/v1/export", get(export))
+        .route("/v1/changes", post(change))
+        .route("/v1/apply", post(apply))
+        .route("/v1/plan", post(plan))
         .fallback(no_page)
         .method_not_allowed_fallback(no_method)
+        .layer(DefaultBodyLimit::max(MAX_REQUEST_BYTES))
         .layer(middleware::from_fn(bounded))
         .with_state(Calls::new(control))
 }
@@ -248,6 +264,52 @@ async fn flows(
         Ok(control.flows(&filter))
     })
     .await
+}
+
+async fn drains(
+    State(calls): State<Calls>,
+    filter: Result<Query<api::DrainFilter>, QueryRejection>,
+) -> Result<Response, Failure> {
+    let Query(filter) = filter.map_err(|rejection| Failure::wrong(rejection.body_text()))?;
+    answer(&calls, move |control| Ok(control.drains(&filter))).await
+}
+
+async fn export(State(calls): State<Calls>) -> Result<Response, Failure> {
+    answer(&calls, |control| control.export().map_err(|error| Failure::broken(&*error))).await
+}
+
+async fn change(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Option<Peer>>,
+    asked: Result<Json<api::Transaction>, JsonRejection>,
+) -> Result<Response, Failure> {
+    let Json(asked) = asked.map_err(|rejection| Failure::wrong(rejection.body_text()))?;
+    answer(&calls, move |control| Ok(control.change(&asked, &known(peer)?)?)).await
+}
+
+async fn apply(
+    State(calls): State<Calls>,
+    Extension(peer): Extension<Option<Peer>>,
+    asked: Result<Json<api::ConfigFile>, JsonRejection>,
+) -> Result<Response, Failure> {
+    let Json(asked) = asked.map_err(|rejection| Failure::wrong(rejection.body_text()))?;
+    answer(&calls, move |control| Ok(control.apply(&asked, &known(peer)?)?)).await
+}
+
+async fn plan(
+    State(calls): State<Calls>,
+    asked: Result<Json<api::ConfigFile>, JsonRejection>,
+) -> Result<Response, Failure> {
+    let Json(asked) = asked.map_err(|rejection| Failure::wrong(rejection.body_text()))?;
+    answer(&calls, move |control| Ok(control.plan(&asked)?)).await
+}
+
+/// Who changes something must be known, for the log.
+fn known(peer: Option<Peer>) -> Result<Peer, Failure> {
+    peer.ok_or_else(|| Failure {
+        status: StatusCode::FORBIDDEN,
+        message: "the kernel does not tell who is asking, so nothing was changed".to_owned(),
+    })
 }
 
 /// A name that nobody has is a slip of the pen, not an empty list.
@@ -276,12 +338,12 @@ async fn answer<T: Serialize>(
 }
 
 async fn no_page(uri: Uri) -> Failure {
-    let message = format!("no page {}; there are /v1/status, /v1/flows, /v1/reasons", uri.path());
+    let message = format!("no page {}; there are {PAGES}", uri.path());
     Failure { status: StatusCode::NOT_FOUND, message }
 }
 
 async fn no_method(method: Method, uri: Uri) -> Failure {
-    let message = format!("{} is for GET, not {method}", uri.path());
+    let message = format!("{} is not for {method}; there are {PAGES}", uri.path());
     Failure { status: StatusCode::METHOD_NOT_ALLOWED, message }
 }
 
@@ -316,6 +378,24 @@ impl Failure {
         tracing::error!("control request failed: {error}");
         let message = format!("internal error: {error}; see the daemon's log");
         Self { status: StatusCode::INTERNAL_SERVER_ERROR, message }
+    }
+}
+
+impl From<Refusal> for Failure {
+    /// What can't be understood is the client's mistake; what can, but must not be, a conflict.
+    fn from(refusal: Refusal) -> Self {
+        let status = match refusal {
+            Refusal::TooFew { .. } => StatusCode::CONFLICT,
+            Refusal::NoService { .. }
+            | Refusal::NoBackend { .. }
+            | Refusal::NoBackendAnywhere { .. } => StatusCode::NOT_FOUND,
+            Refusal::Invalid(_)
+            | Refusal::Weight { .. }
+            | Refusal::Deadline { .. }
+            | Refusal::File(_)
+            | Refusal::FileTooLarge { .. } => StatusCode::BAD_REQUEST,
+        };
+        Self { status, message: refusal.to_string() }
     }
 }
 

@@ -18,11 +18,12 @@ use tokio::{
 };
 
 use super::{
-    Control, api,
+    Control, Peer, api,
     client::{Client, Error},
     sample::{self, Sample},
     server::{self, Claim},
 };
+use crate::intent::Refusal;
 
 /// A daemon's socket in a directory of its own.
 struct Daemon {
@@ -120,12 +121,14 @@ async fn errors_are_json_with_a_status() {
         (
             "GET /v2/x",
             "HTTP/1.1 404 Not Found",
-            "{\"error\":\"no page /v2/x; there are /v1/status, /v1/flows, /v1/reasons\"}",
+            "{\"error\":\"no page /v2/x; there are GET /v1/status, /v1/flows, /v1/reasons, \
+             /v1/drains, /v1/export, and POST /v1/changes, /v1/apply, /v1/plan\"}",
         ),
         (
             "POST /v1/status",
             "HTTP/1.1 405 Method Not Allowed",
-            "{\"error\":\"/v1/status is for GET, not POST\"}",
+            "{\"error\":\"/v1/status is not for POST; there are GET /v1/status, /v1/flows, \
+             /v1/reasons, /v1/drains, /v1/export, and POST /v1/changes, /v1/apply, /v1/plan\"}",
         ),
         (
             "GET /v1/flows?limit=many",
@@ -163,6 +166,78 @@ impl Control for Broken {
 
     fn reasons(&self) -> api::Reasons {
         sample::reasons()
+    }
+
+    fn drains(&self, _: &api::DrainFilter) -> Vec<api::Drain> {
+        panic!("a defect")
+    }
+
+    fn export(&self) -> anyhow::Result<api::Exported> {
+        anyhow::bail!("a defect")
+    }
+
+    fn plan(&self, _: &api::ConfigFile) -> Result<api::Plan, Refusal> {
+        panic!("a defect")
+    }
+
+    fn apply(&self, _: &api::ConfigFile, _: &Peer) -> Result<api::Changed, Refusal> {
+        panic!("a defect")
+    }
+
+    fn change(&self, _: &api::Transaction, _: &Peer) -> Result<api::Changed, Refusal> {
+        panic!("a defect")
+    }
+}
+
+#[tokio::test]
+async fn what_is_asked_for_is_done_or_refused_with_the_reason() {
+    let daemon = Daemon::start(Sample::ready()).await;
+    let client = daemon.client();
+    let target = api::Target { service: Some("web".to_owned()), backend: "web-1".to_owned() };
+    let drain = api::Change::Drain { target, deadline_ms: Some(30_000) };
+    let mut asked = api::Transaction { changes: vec![drain], force: false };
+    let refused = client.change(&asked).await.expect_err("too few").to_string();
+    assert_eq!(
+        refused,
+        "refused: service \"web\" would have 0 backends for new flows, its min_available is 1; \
+         enable another one first, or use --force"
+    );
+    asked.force = true;
+    assert_eq!(client.change(&asked).await.expect("forced").generation, 8);
+
+    let file = api::ConfigFile { name: "x.toml".to_owned(), text: "ä".repeat(3), force: false };
+    let text = format!("6 bytes from uid {}", nix::unistd::getuid());
+    assert_eq!(client.apply(&file).await.expect("taken up").differences[0].text, text);
+    assert_eq!(client.plan(&file).await.expect_err("no plan").to_string(), "x.toml:1:1: no");
+    assert_eq!(client.export().await.expect("a file").text, "# all of it\n");
+
+    let all = api::DrainFilter::default();
+    assert_eq!(client.drains(&all).await.expect("drains"), sample::drains());
+    let other = api::DrainFilter { backend: Some("web-2".to_owned()), ..all };
+    assert_eq!(client.drains(&other).await.expect("drains"), []);
+}
+
+#[tokio::test]
+async fn a_request_that_is_none_names_what_is_wrong() {
+    let daemon = Daemon::start(Sample::ready()).await;
+    let cases = [
+        ("{\"changes\":[{\"change\":\"drian\"}]}", "unknown variant `drian`, expected one of"),
+        ("{\"changes\":[{\"change\":\"weight\",\"backend\":\"b\"}]}", "missing field `weight`"),
+        ("{\"changes\":[],\"froce\":true}", "unknown field `froce`"),
+        ("{\"changes\":", "EOF while parsing"),
+    ];
+    for (body, expected) in cases {
+        let request = format!(
+            "POST /v1/changes HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-type: \
+             application/json\r\ncontent-length: {}\r\n\r\n{body}",
+            body.len()
+        );
+        let mut stream = UnixStream::connect(daemon.socket()).await.expect("a connection");
+        stream.write_all(request.as_bytes()).await.expect("a write");
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).await.expect("an answer");
+        assert!(answer.starts_with("HTTP/1.1 400 "), "{body}: {answer}");
+        assert!(answer.contains(expected), "{body}: {answer}");
     }
 }
 
@@ -271,7 +346,7 @@ async fn another_version_is_told_from_garbage() {
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
             "the answer from SOCKET is no sluice daemon's: invalid length 0, expected struct \
-             Status with 8 elements at line 1 column 2",
+             Status with 11 elements at line 1 column 2",
         ),
         (
             "SSH-2.0-OpenSSH\r\n",

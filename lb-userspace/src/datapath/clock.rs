@@ -10,20 +10,14 @@ use aya::{
 use lb_common::flow::State;
 use nix::time::{ClockId, clock_gettime};
 
-/// Silence after which a flow is forgotten. Its packets then go by slot, to the same backend
-/// as long as the backends stay the same.
-pub const fn idle_timeout(state: State) -> Duration {
-    Duration::from_secs(match state {
-        State::Free => 0,
-        // A client gives up its SYN after a minute or two, its retransmissions 32 s apart.
-        State::Embryonic => 60,
-        // As LVS: long enough for most keep-alives, short enough for the table.
-        State::Young | State::Old => 900,
-        // Half-closed, yet the server may be sending: the client's ACKs keep it.
-        State::Closing => 10,
-        State::Reset => 5,
-    })
-}
+use crate::model::IdleTimeouts;
+
+/// How long a flow is kept after the client's RST.
+const RESET: Duration = Duration::from_secs(5);
+
+/// Ticks that a time may take at most: ages are kept modulo 256, and the sweep must come by
+/// before they wrap.
+const MAX_TICKS: u64 = 240;
 
 /// An established flow is moved by a SYN only after this much silence.
 const REUSE: Duration = Duration::from_secs(10);
@@ -48,21 +42,38 @@ pub struct Timing {
 }
 
 impl Timing {
-    /// The shortest tick of which 240 cover the longest time-out: ages are kept modulo 256,
-    /// and the sweep must come by before they wrap.
-    pub fn from_hz(hz: u32) -> Self {
-        let longest = State::ALL.map(idle_timeout).into_iter().max().unwrap_or_default();
+    /// The shortest tick of which 240 cover the longest time-out.
+    pub fn from_hz(hz: u32, idle: &IdleTimeouts) -> Self {
+        let longest = idle.embryonic.max(idle.established).max(idle.closing).max(RESET);
         let jiffies = longest.as_secs() * u64::from(hz);
-        let tick_shift = (jiffies.div_ceil(240)).next_power_of_two().trailing_zeros();
-        // One more, because the first tick of a silence has begun before it.
-        let ticks =
-            |time: Duration| ((time.as_secs() * u64::from(hz)).div_ceil(1 << tick_shift) + 1) as u8;
-        let mut idle_ticks = [0; 8];
-        for state in State::ALL {
-            idle_ticks[state as usize] = ticks(idle_timeout(state));
-        }
-        Self { hz, tick_shift, idle_ticks, reuse_ticks: u32::from(ticks(REUSE)) }
+        let tick_shift = jiffies.div_ceil(MAX_TICKS).next_power_of_two().trailing_zeros();
+        let idle_ticks = idle_ticks(idle, hz, tick_shift);
+        let reuse_ticks = u32::from(ticks(REUSE, hz, tick_shift));
+        Self { hz, tick_shift, idle_ticks, reuse_ticks }
     }
+}
+
+/// Ticks of silence that flows are allowed, by state.
+pub(super) fn idle_ticks(idle: &IdleTimeouts, hz: u32, tick_shift: u32) -> [u8; 8] {
+    let mut by_state = [0; 8];
+    for state in State::ALL {
+        let time = match state {
+            State::Free => Duration::ZERO,
+            State::Embryonic => idle.embryonic,
+            State::Young | State::Old => idle.established,
+            State::Closing => idle.closing,
+            State::Reset => RESET,
+        };
+        by_state[state as usize] = ticks(time, hz, tick_shift);
+    }
+    by_state
+}
+
+/// Of so many ticks at least one more than a time begins: an age above them is a longer silence.
+/// A time longer than ticks can count is cut.
+fn ticks(time: Duration, hz: u32, tick_shift: u32) -> u8 {
+    let jiffies = time.as_millis() as u64 * u64::from(hz) / 1000;
+    jiffies.div_ceil(1 << tick_shift).clamp(1, MAX_TICKS) as u8
 }
 
 /// Seconds of a number of jiffies.
@@ -80,7 +91,7 @@ pub(super) fn now(clock: &Xdp) -> Result<u32> {
 
 /// Measures `HZ`: the coarse clock advances with each jiffy, so their ratio is exact but for
 /// one jiffy at the edges.
-pub(super) fn measure(clock: &Xdp) -> Result<Timing> {
+pub(super) fn measure(clock: &Xdp, idle: &IdleTimeouts) -> Result<Timing> {
     let sample = || -> Result<(u32, Duration)> {
         let time = clock_gettime(ClockId::CLOCK_MONOTONIC_COARSE).context("read the clock")?;
         Ok((now(clock)?, time.into()))
@@ -92,7 +103,7 @@ pub(super) fn measure(clock: &Xdp) -> Result<Timing> {
     let Some(hz) = nearest_hz(jiffies, after.saturating_sub(before)) else {
         bail!("the kernel counted {jiffies} jiffies in {WATCH:?}: that is no clock");
     };
-    Ok(Timing::from_hz(hz))
+    Ok(Timing::from_hz(hz, idle))
 }
 
 /// The `HZ` among those Linux is built with (`kernel/Kconfig.hz` and Alpha's 1024) that
@@ -116,17 +127,38 @@ mod tests {
 
     #[test]
     fn ticks_cover_the_longest_time_out_and_do_not_wrap() {
-        for hz in [100, 250, 300, 1000, 1024] {
-            let timing = Timing::from_hz(hz);
+        let hour = Duration::from_secs(3600);
+        let long = IdleTimeouts { established: hour, ..IdleTimeouts::default() };
+        for (hz, idle) in [100, 250, 300, 1000, 1024]
+            .into_iter()
+            .flat_map(|hz| [(hz, IdleTimeouts::default()), (hz, long)])
+        {
+            let timing = Timing::from_hz(hz, &idle);
             let tick = f64::from(1 << timing.tick_shift) / f64::from(hz);
-            for state in State::ALL {
+            let wanted = [
+                (State::Embryonic, idle.embryonic),
+                (State::Young, idle.established),
+                (State::Old, idle.established),
+                (State::Closing, idle.closing),
+                (State::Reset, RESET),
+            ];
+            for (state, wanted) in wanted {
+                // An age above the limit: at least so many whole ticks have gone by.
                 let covered = f64::from(timing.idle_ticks[state as usize]) * tick;
-                let wanted = idle_timeout(state).as_secs_f64();
-                assert!(covered >= wanted, "{hz} Hz: {state:?} covers {covered} s of {wanted} s");
+                assert!(covered >= wanted.as_secs_f64(), "{hz} Hz: {state:?} {covered} s");
             }
-            assert!(timing.idle_ticks.iter().all(|&ticks| ticks <= 242), "{hz} Hz: {timing:?}");
+            assert!(timing.idle_ticks.iter().all(|&ticks| ticks <= 240), "{hz} Hz: {timing:?}");
             assert!(f64::from(timing.reuse_ticks) * tick >= 10.0);
         }
+    }
+
+    #[test]
+    fn a_time_that_ticks_can_not_count_is_cut() {
+        let timing = Timing::from_hz(250, &IdleTimeouts::default());
+        let long = IdleTimeouts { established: Duration::from_secs(86_400), ..Default::default() };
+        let ticks = idle_ticks(&long, timing.hz, timing.tick_shift);
+        assert_eq!(ticks[State::Old as usize], 240);
+        assert_eq!(ticks[State::Closing as usize], timing.idle_ticks[State::Closing as usize]);
     }
 
     #[test]

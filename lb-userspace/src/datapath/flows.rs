@@ -10,6 +10,8 @@ use anyhow::{Context as _, Result};
 use lb_common::{
     abi::{FlowRecord, Settings, capacity},
     flow::{Entry, GROUP, State, tick_of},
+    hash,
+    parse::{Family, Ports, Segment},
 };
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
@@ -55,6 +57,38 @@ impl Sweep {
     }
 }
 
+/// How long flows may be silent, backend by backend. The kernel knows one limit for each state,
+/// the longest of any service; the sweep, which comes by each second, keeps the services' own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct IdleLimits {
+    /// Ticks by state; the first are the kernel's own.
+    classes: Vec<[u8; 8]>,
+    /// Class of each backend, by index.
+    class: Vec<u8>,
+}
+
+impl IdleLimits {
+    /// `own` are the limits of single backends; the others', the kernel's.
+    pub(super) fn new(kernel: [u8; 8], own: impl Iterator<Item = (u16, [u8; 8])>) -> Self {
+        let mut limits = Self { classes: vec![kernel], class: vec![0; capacity::BACKENDS] };
+        for (backend, ticks) in own {
+            let known = limits.classes.iter().position(|class| *class == ticks);
+            let class = known.unwrap_or_else(|| {
+                limits.classes.push(ticks);
+                limits.classes.len() - 1
+            });
+            // Past 255 different time-outs the kernel's has to do.
+            limits.class[usize::from(backend)] = u8::try_from(class).unwrap_or(0);
+        }
+        limits
+    }
+
+    fn are_passed(&self, entry: Entry, tick: u8) -> bool {
+        let class = self.class[usize::from(entry.backend())];
+        entry.age(tick) > self.classes[usize::from(class)][entry.state() as usize]
+    }
+}
+
 /// One flow of the table.
 #[derive(Clone, Debug, PartialEq)]
 pub struct FlowView {
@@ -72,6 +106,29 @@ pub struct FlowView {
     pub idle_seconds: f64,
 }
 
+impl FlowView {
+    /// The hash by which the kernel finds it, and its slot.
+    pub fn hash(&self, vip: IpAddr, keys: &[u64; hash::KEYS]) -> u64 {
+        let segment = Segment {
+            source: self.client.ip().into(),
+            destination: vip.into(),
+            ports: Ports {
+                source: self.client.port().to_be_bytes(),
+                destination: self.vip_port.to_be_bytes(),
+            },
+            // The rest is not part of the tuple.
+            l3: 0,
+            l4: 0,
+            family: if vip.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 },
+            flags: 0,
+            traffic_class: 0,
+            ip_length: 0,
+            payload: 0,
+        };
+        hash::of_flow(&segment, keys)
+    }
+}
+
 impl FlowMemory {
     pub fn map(maps: &Maps, settings: &Settings) -> Result<Self> {
         let flows = (settings.flow_mask as usize + 1) * GROUP;
@@ -83,8 +140,8 @@ impl FlowMemory {
     }
 
     /// Frees what has expired, and counts the rest.
-    pub fn sweep(&self, settings: &Settings, now: u32) -> Sweep {
-        sweep(self.words.words(), settings, tick_of(settings, u64::from(now)))
+    pub fn sweep(&self, settings: &Settings, limits: &IdleLimits, now: u32) -> Sweep {
+        sweep(self.words.words(), limits, tick_of(settings, u64::from(now)))
     }
 
     /// Hands every flow to `each`, until that has enough.
@@ -116,7 +173,7 @@ impl FlowMemory {
     }
 }
 
-fn sweep(words: &[AtomicU64], settings: &Settings, tick: u8) -> Sweep {
+fn sweep(words: &[AtomicU64], limits: &IdleLimits, tick: u8) -> Sweep {
     let mut sweep = Sweep::default();
     for word in words {
         let entry = Entry(word.load(Ordering::Relaxed));
@@ -124,7 +181,7 @@ fn sweep(words: &[AtomicU64], settings: &Settings, tick: u8) -> Sweep {
         if matches!(state, State::Free) {
             continue;
         }
-        if entry.is_expired(tick, settings) {
+        if limits.are_passed(entry, tick) {
             // If a packet was quicker, the flow lives.
             if word.compare_exchange(entry.0, 0, Ordering::AcqRel, Ordering::Relaxed).is_ok() {
                 sweep.freed += 1;
@@ -152,10 +209,10 @@ mod tests {
     use zerocopy::FromZeros as _;
 
     use super::*;
-    use crate::datapath::clock::Timing;
+    use crate::{datapath::clock::Timing, model::IdleTimeouts};
 
     fn settings() -> Settings {
-        let timing = Timing::from_hz(250);
+        let timing = Timing::from_hz(250, &IdleTimeouts::default());
         let mut settings = Settings::new_zeroed();
         settings.hz = timing.hz;
         settings.tick_shift = timing.tick_shift;
@@ -177,11 +234,24 @@ mod tests {
             entry(3, 0, State::Closing),
             AtomicU64::new(0),
         ];
-        let sweep = sweep(&words, &settings, 100);
+        let limits = IdleLimits::new(settings.idle_ticks, std::iter::empty());
+        let sweep = sweep(&words, &limits, 100);
         assert_eq!((sweep.active[1], sweep.active[2], sweep.active[3]), (2, 1, 0));
         assert_eq!((sweep.entries[1], sweep.entries[2], sweep.entries[3]), (2, 2, 0));
         assert_eq!(sweep.by_state, [1, 0, 1, 1, 1]);
         assert_eq!((sweep.used(), sweep.freed), (4, 2));
         assert_eq!(words[4].load(Ordering::Relaxed), 0);
+    }
+    #[test]
+    fn a_services_own_time_out_is_kept_by_the_sweep() {
+        let settings = settings();
+        let mut own = settings.idle_ticks;
+        own[State::Old as usize] = 2;
+        let limits = IdleLimits::new(settings.idle_ticks, [(1, own)].into_iter());
+        let old = |backend| AtomicU64::new(Entry::new(!0, backend, 96, State::Old).0);
+        let words = [old(1), old(2)];
+        assert_eq!(sweep(&words, &limits, 98).freed, 0);
+        assert_eq!(sweep(&words, &limits, 99).freed, 1);
+        assert_eq!(words.each_ref().map(|word| word.load(Ordering::Relaxed) != 0), [false, true]);
     }
 }

@@ -4,14 +4,16 @@
 
 use std::{
     collections::BTreeSet,
+    io,
     net::IpAddr,
     os::fd::{AsFd as _, BorrowedFd},
+    sync::atomic::Ordering,
 };
 
 use anyhow::{Context as _, Result, anyhow};
 use aya::{
     Pod,
-    maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, Map, MapData, PerCpuArray},
+    maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray},
 };
 use lb_common::{
     abi::{
@@ -23,7 +25,7 @@ use lb_common::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{memory::Mapping, pins::Pins};
+use super::{batch, memory::Mapping, pins::Pins};
 
 /// A map type of `lb_common::abi`, as aya takes it.
 #[derive(Clone, Copy)]
@@ -47,6 +49,8 @@ pub struct Maps {
     service_index: HashMap<MapData, Raw<ServiceKey>, u32>,
     services: Table<Service>,
     slots: ArrayOfMaps<MapData, Table<SlotLine>>,
+    /// The same map: aya keeps the descriptor of an array of maps to itself.
+    slots_data: MapData,
     backends: Table<Backend>,
     egresses: Table<Egress>,
     traffic: PerCpu<TrafficChunk>,
@@ -73,6 +77,7 @@ impl Maps {
             service_index: open!(map::SERVICE_INDEX),
             services: open!(map::SERVICES),
             slots: open!(map::SLOTS),
+            slots_data: MapData::from_pin(pins.map(map::SLOTS)).context("open SLOTS")?,
             backends: open!(map::BACKENDS),
             egresses: open!(map::EGRESSES),
             traffic: open!(map::TRAFFIC),
@@ -139,9 +144,9 @@ impl Maps {
         self.service_index.remove(&Raw(*key)).context("delete from SERVICE_INDEX")
     }
 
-    /// A service.
-    pub fn service(&self, index: u32) -> Result<Service> {
-        Ok(self.services.get(&index, 0).context("read SERVICES")?.0)
+    /// The services with an index below `count`.
+    pub fn services(&self, count: usize) -> Result<Vec<Service>> {
+        read_array(&self.services, count).context("read SERVICES")
     }
 
     /// Writes a service.
@@ -149,9 +154,9 @@ impl Maps {
         self.services.set(index, Raw(*service), 0).context("write SERVICES")
     }
 
-    /// A backend.
-    pub fn backend(&self, index: u32) -> Result<Backend> {
-        Ok(self.backends.get(&index, 0).context("read BACKENDS")?.0)
+    /// The backends with an index below `count`.
+    pub fn backends(&self, count: usize) -> Result<Vec<Backend>> {
+        read_array(&self.backends, count).context("read BACKENDS")
     }
 
     /// Writes a backend.
@@ -159,9 +164,9 @@ impl Maps {
         self.backends.set(index, Raw(*backend), 0).context("write BACKENDS")
     }
 
-    /// A way out.
-    pub fn egress(&self, index: u32) -> Result<Egress> {
-        Ok(self.egresses.get(&index, 0).context("read EGRESSES")?.0)
+    /// The ways out with an index below `count`.
+    pub fn egresses(&self, count: usize) -> Result<Vec<Egress>> {
+        read_array(&self.egresses, count).context("read EGRESSES")
     }
 
     /// Writes a way out.
@@ -169,21 +174,40 @@ impl Maps {
         self.egresses.set(index, Raw(*egress), 0).context("write EGRESSES")
     }
 
-    /// Puts a whole Maglev table in the place of a service's present one, in one step.
-    pub fn set_slots(&mut self, service: u32, slots: &[u16]) -> Result<()> {
-        let lines = slots.len().div_ceil(abi::capacity::SLOTS_PER_LINE);
-        let table = Table::<SlotLine>::create(lines as u32, abi::SLOT_FLAGS as u32)
-            .context("create a Maglev table")?;
-        let mapping = Mapping::writable(fd(table.map()), lines * size_of::<SlotLine>())
-            .context("map a Maglev table")?;
-        for (word, backends) in mapping.words().iter().zip(slots.chunks(4)) {
-            let mut bytes = [0; 8];
-            for (place, backend) in bytes.chunks_exact_mut(2).zip(backends) {
-                place.copy_from_slice(&backend.to_ne_bytes());
+    /// Puts whole Maglev tables in the place of services' present ones, each in one step. Returns
+    /// the ids of the maps that hold them now.
+    pub fn set_slots(&mut self, tables: &[(u32, Vec<u16>)]) -> Result<Vec<u32>> {
+        let maps: Vec<(u32, Table<SlotLine>)> = tables
+            .iter()
+            .map(|(service, slots)| Ok((*service, slot_table(slots)?)))
+            .collect::<Result<_>>()?;
+        let descriptors: Vec<_> =
+            maps.iter().map(|(service, table)| (*service, fd(table.map()))).collect();
+        // A single update has returned only when no program uses the old table any more, on every
+        // kernel; a batch since 6.8.
+        let at_once = match &descriptors[..] {
+            [] | [_] => Err(io::ErrorKind::Unsupported.into()),
+            many => batch::set_maps(fd(&self.slots_data), many),
+        };
+        match at_once {
+            Err(error) if error.kind() == io::ErrorKind::Unsupported => {
+                for (service, table) in &maps {
+                    self.slots.set(*service, table, 0).context("write SLOTS")?;
+                }
             }
-            word.store(u64::from_ne_bytes(bytes), std::sync::atomic::Ordering::Relaxed);
+            done => done.context("write SLOTS")?,
         }
-        self.slots.set(service, &table, 0).context("write SLOTS")
+        let id = |(_, table): &(u32, Table<SlotLine>)| Ok(table.map().info()?.id());
+        maps.iter().map(id).collect::<Result<_>>().context("ask for a map's id")
+    }
+
+    /// Id of the map that holds a service's Maglev table; `None` if there is none.
+    pub fn slots_id(&self, service: u32) -> Result<Option<u32>> {
+        match self.slots.get(&service, 0) {
+            Ok(table) => Ok(Some(table.map().info().context("ask for a map's id")?.id())),
+            Err(MapError::KeyNotFound) => Ok(None),
+            Err(error) => Err(error).context("read SLOTS"),
+        }
     }
 
     /// The Maglev table of a service, as it stands in the kernel.
@@ -196,8 +220,7 @@ impl Maps {
             .words()
             .iter()
             .flat_map(|word| {
-                let [a, b, c, d, e, f, g, h] =
-                    word.load(std::sync::atomic::Ordering::Relaxed).to_ne_bytes();
+                let [a, b, c, d, e, f, g, h] = word.load(Ordering::Relaxed).to_ne_bytes();
                 [[a, b], [c, d], [e, f], [g, h]].map(u16::from_ne_bytes)
             })
             .collect();
@@ -249,6 +272,23 @@ impl Maps {
     }
 }
 
+/// A Maglev table of its own, not in use yet.
+fn slot_table(slots: &[u16]) -> Result<Table<SlotLine>> {
+    let lines = slots.len().div_ceil(abi::capacity::SLOTS_PER_LINE);
+    let table = Table::<SlotLine>::create(lines as u32, abi::SLOT_FLAGS as u32)
+        .context("create a Maglev table")?;
+    let mapping = Mapping::writable(fd(table.map()), lines * size_of::<SlotLine>())
+        .context("map a Maglev table")?;
+    for (word, backends) in mapping.words().iter().zip(slots.chunks(4)) {
+        let mut bytes = [0; 8];
+        for (place, backend) in bytes.chunks_exact_mut(2).zip(backends) {
+            place.copy_from_slice(&backend.to_ne_bytes());
+        }
+        word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
+    }
+    Ok(table)
+}
+
 fn pinned(pins: &Pins, name: &str) -> Result<Map> {
     let path = pins.map(name);
     MapData::from_pin(&path)
@@ -258,6 +298,15 @@ fn pinned(pins: &Pins, name: &str) -> Result<Map> {
 
 fn fd(map: &MapData) -> BorrowedFd<'_> {
     map.fd().as_fd()
+}
+
+fn read_array<T: FromBytes + IntoBytes + Copy + 'static>(
+    map: &Table<T>,
+    count: usize,
+) -> io::Result<Vec<T>> {
+    let mut values = vec![T::new_zeroed(); count];
+    batch::read_array(fd(map.map()), &mut values)?;
+    Ok(values)
 }
 
 fn rows<T: FromBytes + IntoBytes + Immutable + Copy + 'static>(

@@ -5,6 +5,7 @@
 //! [`Datapath::create`] loads it anew; neither attaches anything before it is complete.
 
 pub(crate) mod attach;
+mod batch;
 mod clock;
 mod counters;
 pub(crate) mod diagnose;
@@ -16,19 +17,23 @@ mod pins;
 
 use anyhow::{Context as _, Result, bail};
 use aya::programs::{Xdp, xdp::XdpMode as AyaMode};
-use lb_common::abi::{self, ABI_VERSION};
+use lb_common::abi::{ABI_VERSION, Settings};
 
 pub use self::{
     attach::detach,
     clock::Timing,
     counters::BackendCounters,
     diagnose::preflight,
-    flows::{FlowView, Sweep},
+    flows::{FlowView, IdleLimits, Sweep},
     maps::{Maps, Raw},
     memory::Mapping,
     pins::Pins,
 };
-use crate::{instance::Instance, model::Dataplane, seed::Seed};
+use crate::{
+    instance::Instance,
+    model::{Dataplane, IdleTimeouts},
+    seed::Seed,
+};
 
 /// The object file of the kernel program, made by `build.rs`.
 pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/sluice.o"));
@@ -45,7 +50,7 @@ pub struct Datapath {
     pub maps: Maps,
     program: Xdp,
     clock: Xdp,
-    settings: abi::Settings,
+    settings: Settings,
     flows: flows::FlowMemory,
 }
 
@@ -112,8 +117,8 @@ impl Datapath {
 
     fn load(pins: Pins, dataplane: &Dataplane, seed: &Seed) -> Result<Self> {
         load::load(&pins, dataplane.flow_capacity)?;
-        let timing = clock::measure(&load::pinned_program(&pins, CLOCK)?)?;
-        let settings = abi::Settings {
+        let timing = clock::measure(&load::pinned_program(&pins, CLOCK)?, &dataplane.longest_idle)?;
+        let settings = Settings {
             abi_version: ABI_VERSION,
             hz: timing.hz,
             tick_shift: timing.tick_shift,
@@ -130,7 +135,7 @@ impl Datapath {
         Self::assemble(pins, maps, settings)
     }
 
-    fn assemble(pins: Pins, maps: Maps, settings: abi::Settings) -> Result<Self> {
+    fn assemble(pins: Pins, maps: Maps, settings: Settings) -> Result<Self> {
         let flows = flows::FlowMemory::map(&maps, &settings)?;
         let program = load::pinned_program(&pins, PROGRAM)?;
         let clock = load::pinned_program(&pins, CLOCK)?;
@@ -166,7 +171,7 @@ impl Datapath {
     }
 
     /// What every packet is told.
-    pub const fn settings(&self) -> &abi::Settings {
+    pub const fn settings(&self) -> &Settings {
         &self.settings
     }
 
@@ -180,9 +185,50 @@ impl Datapath {
         (self.settings.flow_mask + 1) * lb_common::flow::GROUP as u32
     }
 
+    /// Makes the flow table's time-outs the longest of any service; the sweep keeps the shorter
+    /// ones. Tells whether the table's clock, made for those of the start, can count them.
+    ///
+    /// # Errors
+    /// If the kernel refuses the write.
+    pub fn set_idle(&mut self, longest: &IdleTimeouts) -> Result<bool> {
+        let Settings { hz, tick_shift, .. } = self.settings;
+        let fitting = Timing::from_hz(hz, longest).tick_shift <= tick_shift;
+        let idle_ticks = clock::idle_ticks(longest, hz, tick_shift);
+        if idle_ticks != self.settings.idle_ticks {
+            let settings = Settings { idle_ticks, ..self.settings };
+            self.maps.set_settings(&settings)?;
+            self.settings = settings;
+        }
+        Ok(fitting)
+    }
+
+    /// Writes the settings again if they are not what we wrote; tells whether they were.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn mend_settings(&mut self) -> Result<bool> {
+        let intact = self.maps.settings()? == self.settings;
+        if !intact {
+            self.maps.set_settings(&self.settings)?;
+        }
+        Ok(intact)
+    }
+
+    /// The time-outs of single backends' flows, for [`Self::sweep`].
+    pub fn idle_limits<'i>(
+        &self,
+        idle: impl Iterator<Item = (u16, &'i IdleTimeouts)>,
+    ) -> IdleLimits {
+        let Settings { hz, tick_shift, idle_ticks, .. } = self.settings;
+        IdleLimits::new(
+            idle_ticks,
+            idle.map(|(backend, idle)| (backend, clock::idle_ticks(idle, hz, tick_shift))),
+        )
+    }
+
     /// Frees expired flows and counts the others. Milliseconds for a million entries.
-    pub fn sweep(&self) -> Result<Sweep> {
-        Ok(self.flows.sweep(&self.settings, clock::now(&self.clock)?))
+    pub fn sweep(&self, limits: &IdleLimits) -> Result<Sweep> {
+        Ok(self.flows.sweep(&self.settings, limits, clock::now(&self.clock)?))
     }
 
     /// Every flow, as `each` is handed them; it returns whether to go on.

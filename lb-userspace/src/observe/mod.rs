@@ -7,23 +7,46 @@ mod status;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use tokio::sync::Notify;
+
 pub use self::state::{InterfaceSeen, State};
-use crate::control::{Control, api};
+use crate::{
+    control::{Control, Peer, api},
+    intent::Refusal,
+};
 
 /// The daemon's state, shared between its loop and those who ask.
 #[derive(Clone)]
-pub struct Observed(Arc<Mutex<State>>);
+pub struct Observed(Arc<Shared>);
+
+struct Shared {
+    state: Mutex<State>,
+    changed: Notify,
+}
 
 impl Observed {
     /// Shares a state.
     pub fn new(state: State) -> Self {
-        Self(Arc::new(Mutex::new(state)))
+        Self(Arc::new(Shared { state: Mutex::new(state), changed: Notify::new() }))
     }
 
     /// The state, ours until dropped. Held for milliseconds at most.
     pub fn lock(&self) -> MutexGuard<'_, State> {
         // Whoever panicked with it left whole values behind: each is assigned at once.
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Returns when an operator has changed what is wanted since the last time.
+    pub async fn changed(&self) {
+        self.0.changed.notified().await;
+    }
+
+    /// Tells the daemon's loop, if there was a change, for what is done by it alone.
+    fn tell(&self, changed: Result<api::Changed, Refusal>) -> Result<api::Changed, Refusal> {
+        if changed.is_ok() {
+            self.0.changed.notify_one();
+        }
+        changed
     }
 }
 
@@ -39,5 +62,26 @@ impl Control for Observed {
     fn reasons(&self) -> api::Reasons {
         let state = self.lock();
         api::Reasons::new(status::forwarded(&state), &status::reason_counts(&state))
+    }
+    fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain> {
+        self.lock().drains(filter)
+    }
+
+    fn export(&self) -> anyhow::Result<api::Exported> {
+        self.lock().export()
+    }
+
+    fn plan(&self, file: &api::ConfigFile) -> Result<api::Plan, Refusal> {
+        self.lock().plan(file)
+    }
+
+    fn apply(&self, file: &api::ConfigFile, peer: &Peer) -> Result<api::Changed, Refusal> {
+        let changed = self.lock().apply(file, peer);
+        self.tell(changed)
+    }
+
+    fn change(&self, transaction: &api::Transaction, peer: &Peer) -> Result<api::Changed, Refusal> {
+        let changed = self.lock().change(transaction, peer);
+        self.tell(changed)
     }
 }

@@ -1,16 +1,29 @@
 //! What the daemon knows: what is wanted, what the maps hold, what was last seen.
 
-use std::time::{Instant, SystemTime};
+use std::{
+    collections::{HashMap, HashSet},
+    net::SocketAddr,
+    time::{Instant, SystemTime},
+};
 
 use anyhow::Result;
+use lb_common::{address::Address, counters::Event};
 
 use crate::{
-    datapath::{Datapath, Sweep},
+    datapath::{Datapath, IdleLimits, Sweep},
+    drain::{Admin, Moment},
     instance::Instance,
-    model::Desired,
+    intent::{
+        Count, Intent, Progress,
+        kept::{Restored, Store},
+    },
+    model::{Backend, Desired, Identity, IdleTimeouts, Service},
     network::{Snapshot, XdpProgram},
-    reconcile::{self, Image},
+    reconcile::{self, Image, ServiceImage},
 };
+
+/// Services whose Maglev tables are compared slot by slot in one look at the maps: some 10 ms.
+const CLOSE_LOOKS: u16 = 8;
 
 /// Everything the daemon holds.
 pub struct State {
@@ -18,7 +31,9 @@ pub struct State {
     pub instance: Instance,
     /// When the daemon started.
     pub since: SystemTime,
-    /// What the operator wants.
+    /// What the operator has asked for.
+    pub intent: Intent,
+    /// What that comes to.
     pub desired: Desired,
     /// Programs and maps.
     pub datapath: Datapath,
@@ -32,12 +47,24 @@ pub struct State {
     pub interfaces: Vec<InterfaceSeen>,
     /// Why the last reconciliation failed, if it did.
     pub reconcile_error: Option<String>,
+    /// Why what was changed at run time is not on disk, if it is not.
+    pub keep_error: Option<String>,
+    /// Why the config file could not be taken up again, if it could not.
+    pub reload_error: Option<String>,
     /// What else went wrong and stays so.
     pub notes: Vec<String>,
+    /// Writes that mended what somebody else had changed in the maps.
+    pub drift_repairs: u64,
+    /// Where the intent is kept.
+    store: Store,
     /// When the maps were last changed: what a sweep begun before says of idle backends is old.
     changed: Instant,
     /// When the last sweep began.
     swept: Option<Instant>,
+    /// The services' own time-outs.
+    limits: IdleLimits,
+    /// Where the next close look at Maglev tables begins.
+    close_look: u16,
 }
 
 /// A configured interface.
@@ -51,20 +78,28 @@ pub struct InterfaceSeen {
 
 impl State {
     /// A state about which nothing has been seen yet.
-    pub fn new(instance: Instance, desired: Desired, datapath: Datapath, image: Image) -> Self {
+    pub fn new(instance: Instance, restored: Restored, datapath: Datapath, image: Image) -> Self {
+        let Restored { intent, store, notes } = restored;
         Self {
             instance,
             since: SystemTime::now(),
-            desired,
+            desired: intent.desired(),
+            intent,
+            limits: datapath.idle_limits(std::iter::empty()),
             datapath,
             image,
             next_hops: Snapshot::default(),
             sweep: Sweep::default(),
             interfaces: Vec::new(),
             reconcile_error: None,
-            notes: Vec::new(),
+            keep_error: None,
+            reload_error: None,
+            notes,
+            drift_repairs: 0,
+            store,
             changed: Instant::now(),
             swept: None,
+            close_look: 0,
         }
     }
 
@@ -86,17 +121,194 @@ impl State {
         result
     }
 
+    /// [`Self::reconcile`], with what went wrong kept for those who ask, and logged once.
+    pub fn try_reconcile(&mut self) {
+        let error = self.reconcile().err().map(|error| format!("{error:#}"));
+        if error.is_some() && error != self.reconcile_error {
+            tracing::error!("the maps are not as wanted: {}", error.as_deref().unwrap_or_default());
+        }
+        self.reconcile_error = error;
+    }
+
+    /// Takes in another intent: it holds from now on, in the maps and on disk.
+    pub fn adopt(&mut self, intent: Intent) {
+        self.intent = intent;
+        self.follow();
+        self.keep();
+    }
+
+    /// Makes the maps follow the intent.
+    fn follow(&mut self) {
+        self.desired = self.intent.desired();
+        if let Err(error) = self.set_idle() {
+            tracing::error!("can't set the idle time-outs: {error:#}");
+        }
+        self.try_reconcile();
+    }
+
+    /// Makes the flow table's clock follow the services' time-outs.
+    ///
+    /// # Errors
+    /// If the settings can't be written.
+    pub fn set_idle(&mut self) -> Result<()> {
+        const NOTE: &str = "idle_timeout: some service's is longer than the running flow table can \
+                            count; until `sluice detach` and a new start it is cut";
+        let longest = |longest: IdleTimeouts, service: &Service| longest.max(service.idle);
+        let longest = self.desired.services.iter().fold(IdleTimeouts::default(), longest);
+        let fits = self.datapath.set_idle(&longest)?;
+        self.notes.retain(|note| note != NOTE);
+        if !fits {
+            self.notes.push(NOTE.to_owned());
+        }
+        Ok(())
+    }
+
+    /// Keeps the intent on disk; what fails is tried again each second, and told meanwhile.
+    pub fn keep(&mut self) {
+        let error = self.store.keep(&self.intent).err().map(|error| {
+            format!(
+                "can't write {}: {error}; what was changed at run time holds, but is lost if \
+                 this daemon restarts before the disk can be written",
+                self.instance.state().join("state.json").display()
+            )
+        });
+        if let (Some(error), None) = (&error, &self.keep_error) {
+            tracing::error!("{error}");
+        }
+        self.keep_error = error;
+    }
+
+    /// The `--config` file, with this text, is what was taken up last.
+    pub fn took_up(&mut self, text: &str) {
+        self.store.took_up(text);
+    }
+
     /// Frees what has expired in the flow table, and counts the rest.
+    ///
+    /// # Errors
+    /// If the kernel does not tell the time.
     pub fn sweep(&mut self) -> Result<()> {
         let begun = Instant::now();
-        self.sweep = self.datapath.sweep()?;
+        self.sweep = self.datapath.sweep(&self.limits)?;
         self.swept = Some(begun);
+        Ok(())
+    }
+
+    /// Tells the intent what the last sweep saw: drains come to their end by this.
+    pub fn count(&mut self) {
+        let is_newer = self.swept.is_some_and(|swept| swept > self.changed);
+        if !is_newer || !self.intent.waits() {
+            return;
+        }
+        let counts = self.counts();
+        let progress =
+            self.intent.counted(|identity| counts.get(&identity).copied(), Moment::now());
+        match progress {
+            Progress::None => {}
+            Progress::Figures => self.desired = self.intent.desired(),
+            Progress::States => {
+                self.tell_ends();
+                self.follow();
+                self.keep();
+            }
+        }
+    }
+
+    /// Logs the drains that have ended; `desired` is what was before.
+    fn tell_ends(&self) {
+        let after = self.intent.desired();
+        for service in &self.desired.services {
+            for backend in &service.backends {
+                let identity = service.identity(backend);
+                let Admin::Draining(_) = backend.admin else { continue };
+                let now = after
+                    .services
+                    .iter()
+                    .flat_map(|service| service.backends.iter().map(move |b| (service, b)))
+                    .find(|(service, backend)| service.identity(backend) == identity);
+                if let Some((_, Backend { admin: Admin::Drained(end), .. })) = now {
+                    tracing::info!(
+                        service = service.name,
+                        backend = backend.name,
+                        flows_at_start = end.flows_at_start,
+                        flows_cut = end.flows_cut,
+                        new_flows = end.new_flows,
+                        "drained"
+                    );
+                }
+            }
+        }
+    }
+
+    /// What the last sweep saw of every backend of the maps.
+    fn counts(&self) -> HashMap<Identity, Count> {
+        let indices: Vec<u16> = self.image.backends.keys().copied().collect();
+        let counters = self.datapath.maps.counters(&indices).unwrap_or_else(|error| {
+            tracing::warn!("can't read the counters: {error:#}");
+            vec![Default::default(); indices.len()]
+        });
+        let with = indices.into_iter().zip(counters);
+        with.filter_map(|(index, counters)| {
+            let count = Count {
+                active: self.sweep.active[usize::from(index)],
+                entries: self.sweep.entries[usize::from(index)],
+                new_flows_total: counters.event(Event::NewFlow),
+            };
+            Some((self.identity(index)?, count))
+        })
+        .collect()
+    }
+
+    /// What a backend of the maps is.
+    pub fn identity(&self, index: u16) -> Option<Identity> {
+        let backend = self.image.backends.get(&index)?;
+        let key = self.image.services.get(&backend.service)?.service.key;
+        let socket =
+            |address: Address, port| SocketAddr::new(address.into(), u16::from_be_bytes(port));
+        Some((socket(key.address, key.port), socket(backend.address, backend.port)))
+    }
+
+    /// Makes the sweep keep each service's own time-outs.
+    pub fn limit(&mut self) {
+        let idle: HashMap<_, _> =
+            self.desired.services.iter().map(|service| (service.key(), &service.idle)).collect();
+        let limits = self.image.backends.iter().filter_map(|(index, backend)| {
+            let service = self.image.services.get(&backend.service)?;
+            Some((*index, *idle.get(&service.service.key)?))
+        });
+        self.limits = self.datapath.idle_limits(limits);
+    }
+
+    /// Looks whether the maps hold what we wrote, and mends what they don't.
+    ///
+    /// # Errors
+    /// If they can't be read, or written.
+    pub fn mend(&mut self) -> Result<()> {
+        if !self.datapath.mend_settings()? {
+            self.drift_repairs += 1;
+            tracing::warn!("drift: somebody changed SETTINGS; written again");
+        }
+        let services = self.image.services.keys().last().map_or(0, |last| last + 1);
+        let from = if self.close_look < services { self.close_look } else { 0 };
+        self.close_look = from.saturating_add(CLOSE_LOOKS);
+        let seen = reconcile::look(&self.datapath.maps, &self.image, from..self.close_look)?;
+        let repairs = reconcile::repairs(&self.image, &seen);
+        for repair in &repairs {
+            tracing::warn!(
+                "drift: somebody changed {}; written again",
+                reconcile::describe(repair)
+            );
+        }
+        reconcile::apply(&repairs, &mut self.datapath.maps, &mut self.image)?;
+        self.drift_repairs += repairs.len() as u64;
         Ok(())
     }
 
     /// Whether some backend only waits for its last flow to end.
     pub fn has_orphans(&self) -> bool {
-        !self.image.orphans.is_empty()
-            || self.image.services.values().any(|service| !service.listed)
+        let wanted: HashSet<_> = self.desired.services.iter().map(Service::key).collect();
+        let is_gone =
+            |service: &ServiceImage| !service.listed && !wanted.contains(&service.service.key);
+        !self.image.orphans.is_empty() || self.image.services.values().any(is_gone)
     }
 }

@@ -9,10 +9,13 @@ use lb_common::{address::Address, counters::Event, flow, reason::Reason};
 
 use super::State;
 use crate::{
+    choice::choose,
     control::api,
     datapath::BackendCounters,
+    drain::Admin,
     model::{Backend, CheckKind, Service, XdpMode},
     network::{NextHop, Unresolved},
+    reconcile::is_resolved,
 };
 
 /// Share of the flow table that is more than it is made for.
@@ -49,6 +52,9 @@ pub(super) fn status(state: &State) -> api::Status {
         interfaces,
         services,
         flows: flow_table(state),
+        config: state.intent.declared().name().to_owned(),
+        generation: state.intent.generation(),
+        drift_repairs_total: state.drift_repairs,
         problems,
     }
 }
@@ -100,18 +106,23 @@ fn service(state: &State, counted: &Counted, service: &Service) -> api::Service 
         .iter()
         .find(|(_, image)| image.service.key == key)
         .map(|(index, _)| *index);
+    let choice = choose(service, |backend| is_resolved(&state.next_hops, backend));
     let mut backends: Vec<api::Backend> = service
         .backends
         .iter()
-        .map(|wanted| {
+        .zip(&choice.takes)
+        .map(|(wanted, takes)| {
             let identity = (Address::from(wanted.address), wanted.port.to_be_bytes());
             let place = index
                 .and_then(|index| counted.by_identity.get(&(index, identity.0, identity.1)))
                 .copied();
-            backend(state, counted, service, wanted, place)
+            api::Backend {
+                takes_new_flows: *takes,
+                ..backend(state, counted, service, wanted, place)
+            }
         })
         .collect();
-    // No longer in the config, but not without flows.
+    // Nobody wants it, nobody took it away: it was there when this daemon came.
     for orphan in &state.image.orphans {
         let Some(record) = state.image.backends.get(orphan) else { continue };
         if Some(record.service) == index {
@@ -120,6 +131,9 @@ fn service(state: &State, counted: &Counted, service: &Service) -> api::Service 
                 address: record.address.into(),
                 port: u16::from_be_bytes(record.port),
                 weight: 0,
+                backup: false,
+                admin: Admin::Enabled,
+                leaving: true,
             };
             let mut shown = backend(state, counted, service, &gone, Some(*orphan));
             shown.admin = api::Admin::Draining;
@@ -132,6 +146,9 @@ fn service(state: &State, counted: &Counted, service: &Service) -> api::Service 
         forwarding: service.forwarding.name().to_owned(),
         affinity: service.affinity.name().to_owned(),
         slots: service.slots,
+        min_available: service.min_available,
+        new_flows: api::tier_name(choice.tier).to_owned(),
+        leaving: service.leaving,
         backends,
     }
 }
@@ -151,7 +168,11 @@ fn backend(
         address: wanted.address,
         port: wanted.port,
         weight: wanted.weight,
-        admin: api::Admin::Enabled,
+        declared_weight: state.intent.declared_weight(&service.name, &wanted.name),
+        backup: wanted.backup,
+        admin: wanted.admin.into(),
+        leaving: wanted.leaving,
+        takes_new_flows: false,
         health: match (next_hop, &service.health.kind) {
             (Some(Err(_)), _) => api::Health::Unreachable,
             (_, CheckKind::None) => api::Health::Healthy,
@@ -211,6 +232,8 @@ fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> 
     }
     problems
         .extend(state.reconcile_error.iter().map(|e| format!("the maps are not as wanted: {e}")));
+    problems.extend(state.keep_error.clone());
+    problems.extend(state.reload_error.clone());
     problems.extend(counted.error.clone());
     problems.extend(state.notes.iter().cloned());
     problems

@@ -1,4 +1,6 @@
-//! The only writer of the maps, and their reader at an adoption.
+//! The only writer of the maps, and their reader.
+
+use std::{num::NonZero, ops::Range, thread};
 
 use anyhow::Result;
 use lb_common::{
@@ -10,34 +12,83 @@ use lb_common::{
 use super::{Image, ServiceImage, Write};
 use crate::datapath::Maps;
 
+/// Maglev tables that are made and written together: some 8 MiB of default length.
+const TABLES_AT_ONCE: usize = 64;
+
 /// Carries writes out in their order; `image` follows each that succeeded.
 ///
 /// # Errors
 /// At the first that fails; those before stand.
 pub fn apply(writes: &[Write], maps: &mut Maps, image: &mut Image) -> Result<()> {
-    for write in writes {
-        match write {
-            Write::ClearCounters(index) => maps.reset_counters(*index)?,
-            Write::Egress(index, egress) => maps.set_egress(u32::from(*index), egress)?,
-            Write::Backend(index, backend) => maps.set_backend(u32::from(*index), backend)?,
-            Write::Slots { service, slots, members } => {
-                maps.set_slots(u32::from(*service), &table(members, *slots))?;
-            }
-            Write::Service(index, service) => maps.set_service(u32::from(*index), service)?,
-            Write::List(key, index) => maps.set_service_index(key, u32::from(*index))?,
-            Write::Unlist(key, _) => maps.remove_service_index(key)?,
-            Write::AddVip(vip) => maps.add_vip((*vip).into())?,
-            Write::RemoveVip(vip) => maps.remove_vip((*vip).into())?,
-            Write::Filter(words) => maps.set_filter(&filter(words))?,
-            Write::Orphan(_) => {}
-            Write::RemoveService(index) => {
-                maps.set_service(u32::from(*index), &Service::default())?;
-            }
-            Write::RemoveBackend(index) => {
-                maps.set_backend(u32::from(*index), &Backend::default())?;
+    let mut rest = writes;
+    while let Some(write) = rest.first() {
+        let is_table = |write: &&Write| matches!(write, Write::Slots { .. });
+        let tables = rest.iter().take(TABLES_AT_ONCE).take_while(is_table).count();
+        let (now, later) = rest.split_at(tables.max(1));
+        if tables > 0 {
+            write_tables(now, maps, image)?;
+        } else {
+            write_one(write, maps)?;
+            image.record(write);
+        }
+        rest = later;
+    }
+    Ok(())
+}
+
+fn write_one(write: &Write, maps: &mut Maps) -> Result<()> {
+    match write {
+        Write::ClearCounters(index) => maps.reset_counters(*index),
+        Write::Egress(index, egress) => maps.set_egress(u32::from(*index), egress),
+        Write::Backend(index, backend) => maps.set_backend(u32::from(*index), backend),
+        Write::Slots { service, slots, members } => {
+            maps.set_slots(&[(u32::from(*service), table(members, *slots))]).map(drop)
+        }
+        Write::Service(index, service) => maps.set_service(u32::from(*index), service),
+        Write::List(key, index) => maps.set_service_index(key, u32::from(*index)),
+        Write::Unlist(key, _) => maps.remove_service_index(key),
+        Write::AddVip(vip) => maps.add_vip((*vip).into()),
+        Write::RemoveVip(vip) => maps.remove_vip((*vip).into()),
+        Write::Filter(words) => maps.set_filter(&filter(words)),
+        Write::Orphan(_) => Ok(()),
+        Write::RemoveService(index) => maps.set_service(u32::from(*index), &Service::default()),
+        Write::RemoveBackend(index) => maps.set_backend(u32::from(*index), &Backend::default()),
+    }
+}
+
+/// Makes Maglev tables on all CPUs, and writes them together.
+fn write_tables(writes: &[Write], maps: &mut Maps, image: &mut Image) -> Result<()> {
+    let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+    let part = writes.len().div_ceil(cpus).max(1);
+    let make = |write: &Write| match write {
+        Write::Slots { service, slots, members } => {
+            Some((u32::from(*service), table(members, *slots)))
+        }
+        _ => None,
+    };
+    let tables: Vec<(u32, Vec<u16>)> = thread::scope(|scope| {
+        let (own, others) = writes.split_at(part.min(writes.len()));
+        let others: Vec<_> = others
+            .chunks(part)
+            .map(|part| scope.spawn(move || part.iter().filter_map(make).collect::<Vec<_>>()))
+            .collect();
+        let mut tables: Vec<_> = own.iter().filter_map(make).collect();
+        for other in others {
+            match other.join() {
+                Ok(more) => tables.extend(more),
+                Err(panic) => std::panic::resume_unwind(panic),
             }
         }
+        tables
+    });
+    let ids = maps.set_slots(&tables)?;
+    for write in writes {
         image.record(write);
+    }
+    for ((service, _), id) in tables.iter().zip(ids) {
+        if let Some(service) = image.services.get_mut(&(*service as u16)) {
+            service.table = Some(id);
+        }
     }
     Ok(())
 }
@@ -50,10 +101,10 @@ pub fn read(maps: &Maps) -> Result<Image> {
         filter: Some(maps.filter()?.words.to_vec()),
         ..Image::default()
     };
-    for index in 0..capacity::SERVICES as u16 {
-        let service = maps.service(u32::from(index))?;
+    for (index, service) in (0..).zip(maps.services(capacity::SERVICES)?) {
         if service.slots != 0 {
-            image.services.insert(index, ServiceImage { service, listed: false, members: None });
+            let image_of = ServiceImage { service, listed: false, members: None, table: None };
+            image.services.insert(index, image_of);
         }
     }
     for (_, index) in maps.service_index()? {
@@ -61,19 +112,63 @@ pub fn read(maps: &Maps) -> Result<Image> {
             service.listed = true;
         }
     }
-    for index in 1..capacity::BACKENDS as u32 {
-        let backend = maps.backend(index)?;
+    for (index, backend) in (0..).zip(maps.backends(capacity::BACKENDS)?).skip(1) {
         if backend.state != BackendState::Absent as u8 {
-            image.backends.insert(index as u16, backend);
+            image.backends.insert(index, backend);
         }
     }
-    for index in 1..capacity::EGRESSES as u16 {
-        let egress = maps.egress(u32::from(index))?;
+    for (index, egress) in (0..).zip(maps.egresses(capacity::EGRESSES)?).skip(1) {
         if egress.ifindex != 0 {
             image.egresses.insert(index, egress);
         }
     }
     Ok(image)
+}
+
+/// What the maps hold in place of what `image` says; Maglev tables are only told by the map that
+/// holds them, but those of the services in `closely` are compared slot by slot.
+///
+/// # Errors
+/// If a map can't be read.
+pub fn look(maps: &Maps, image: &Image, closely: Range<u16>) -> Result<Image> {
+    let end = |last: Option<&u16>| last.map_or(0, |last| usize::from(*last) + 1);
+    let services = maps.services(end(image.services.keys().last()))?;
+    let backends = maps.backends(end(image.backends.keys().last()))?;
+    let egresses = maps.egresses(end(image.egresses.keys().last()))?;
+    let listed = maps.service_index()?;
+    let mut seen = Image {
+        vips: maps.vips()?,
+        filter: Some(maps.filter()?.words.to_vec()),
+        ..Image::default()
+    };
+    for (index, service) in &image.services {
+        let place = u32::from(*index);
+        let mut table = maps.slots_id(place)?;
+        if let (Some(members), true) = (&service.members, closely.contains(index))
+            && table.is_some()
+        {
+            let slots = service.service.slots;
+            if maps.slots(place, slots)? != self::table(members, slots) {
+                table = None;
+            }
+        }
+        let there = ServiceImage {
+            service: services[usize::from(*index)],
+            listed: false,
+            members: None,
+            table,
+        };
+        seen.services.insert(*index, there);
+    }
+    for (key, index) in listed {
+        let index = u16::try_from(index).ok();
+        if let Some(service) = index.and_then(|index| seen.services.get_mut(&index)) {
+            service.listed |= service.service.key == key;
+        }
+    }
+    seen.backends = image.backends.keys().map(|i| (*i, backends[usize::from(*i)])).collect();
+    seen.egresses = image.egresses.keys().map(|i| (*i, egresses[usize::from(*i)])).collect();
+    Ok(seen)
 }
 
 /// A Maglev table.

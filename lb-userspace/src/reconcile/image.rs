@@ -39,6 +39,8 @@ pub struct ServiceImage {
     pub listed: bool,
     /// Who shares its slots; `None`: not known, as after an adoption.
     pub members: Option<Vec<Member>>,
+    /// Id of the map that holds its slots; `None`: not known.
+    pub table: Option<u32>,
 }
 
 impl Image {
@@ -59,10 +61,9 @@ impl Image {
                 }
             }
             Write::Service(index, service) => {
-                self.services
-                    .entry(*index)
-                    .and_modify(|image| image.service = *service)
-                    .or_insert(ServiceImage { service: *service, listed: false, members: None });
+                self.services.entry(*index).and_modify(|image| image.service = *service).or_insert(
+                    ServiceImage { service: *service, listed: false, members: None, table: None },
+                );
             }
             Write::List(_, index) => self.set_listed(*index, true),
             Write::Unlist(_, index) => self.set_listed(*index, false),

@@ -1,14 +1,16 @@
 //! From what is wanted to what the maps hold: [`plan`] says what differs, [`apply`] is the
-//! only writer.
+//! only writer; [`repairs`] mends what others changed.
 
 mod apply;
+mod drift;
 mod image;
 mod plan;
 mod wanted;
 
 pub use self::{
-    apply::{apply, read},
+    apply::{apply, look, read},
+    drift::{describe, repairs},
     image::{Image, ServiceImage},
     plan::{Write, plan},
-    wanted::{Resolved, WantedBackend, WantedService, wanted},
+    wanted::{Resolved, WantedBackend, WantedService, is_resolved, wanted},
 };

@@ -11,7 +11,6 @@ use lb_common::{
     abi::{Backend, Egress, NextHop, Service, ServiceKey, capacity},
     address::Address,
     maglev::Member,
-    service::BackendState,
 };
 
 use super::{
@@ -75,13 +74,26 @@ pub fn plan(
     }
     planner.vips();
     planner.unwanted(&wanted_indices, is_idle);
-    Ok(planner.writes)
+    Ok(planner.writes.into_iter().flatten().collect())
+}
+
+/// When a write is made: all of one stage come before all of the next, so that the writers of
+/// Maglev tables, which wait for the kernel, are side by side.
+#[derive(Clone, Copy)]
+enum Stage {
+    /// What tables and services refer to.
+    Parts,
+    /// Maglev tables.
+    Slots,
+    /// What makes services known, what takes them away.
+    Doors,
 }
 
 struct Planner {
     /// What the maps will hold after `writes`.
     image: Image,
-    writes: Vec<Write>,
+    /// By [`Stage`].
+    writes: [Vec<Write>; 3],
     /// Backends that are wanted.
     kept: BTreeSet<u16>,
     /// Services by what they are.
@@ -98,7 +110,7 @@ impl Planner {
     fn new(image: &Image) -> Self {
         Self {
             image: image.clone(),
-            writes: Vec::new(),
+            writes: Default::default(),
             kept: BTreeSet::new(),
             services: image.services.iter().map(|(i, s)| (s.service.key, *i)).collect(),
             backends: image
@@ -111,9 +123,9 @@ impl Planner {
         }
     }
 
-    fn write(&mut self, write: Write) {
+    fn write(&mut self, stage: Stage, write: Write) {
         self.image.record(&write);
-        self.writes.push(write);
+        self.writes[stage as usize].push(write);
     }
 
     fn service(&mut self, wanted: &WantedService) -> Result<u16> {
@@ -124,13 +136,18 @@ impl Planner {
         };
         let before: Option<ServiceImage> = self.image.services.get(&index).cloned();
 
+        let is_listed = before.as_ref().is_some_and(|image| image.listed);
+        if is_listed && !wanted.listed {
+            self.write(Stage::Parts, Write::Unlist(wanted.key, index));
+        }
         let mut members = Vec::with_capacity(wanted.backends.len());
         for backend in &wanted.backends {
             let number = self.backend(index, wanted, backend)?;
-            let member = Member { backend: number, weight: backend.weight, hashes: backend.hashes };
-            members.push((member, backend.next_hop.is_some()));
+            if backend.weight > 0 {
+                let (weight, hashes) = (backend.weight, backend.hashes);
+                members.push(Member { backend: number, weight, hashes });
+            }
         }
-        let members = who_takes_new_flows(members);
 
         let record = Service {
             key: wanted.key,
@@ -147,16 +164,17 @@ impl Planner {
         // packet looks behind the end.
         let record_first = wanted.slots < slots_before || before.is_none();
         if record_first && !same_record {
-            self.write(Write::Service(index, record));
+            self.write(Stage::Parts, Write::Service(index, record));
         }
         if !same_slots {
-            self.write(Write::Slots { service: index, slots: wanted.slots, members });
+            let slots = wanted.slots;
+            self.write(Stage::Slots, Write::Slots { service: index, slots, members });
         }
         if !record_first && !same_record {
-            self.write(Write::Service(index, record));
+            self.write(Stage::Doors, Write::Service(index, record));
         }
-        if !before.is_some_and(|image| image.listed) {
-            self.write(Write::List(wanted.key, index));
+        if wanted.listed && !is_listed {
+            self.write(Stage::Doors, Write::List(wanted.key, index));
         }
         Ok(index)
     }
@@ -174,7 +192,7 @@ impl Planner {
                 let index = free_index(self.lowest_free_backend, capacity::BACKENDS, is_taken)
                     .ok_or_else(|| too_many("backends", capacity::BACKENDS - 1))?;
                 self.lowest_free_backend = index;
-                self.write(Write::ClearCounters(index));
+                self.write(Stage::Parts, Write::ClearCounters(index));
                 index
             }
         };
@@ -190,11 +208,11 @@ impl Planner {
             service,
             mtu,
             port: backend.port,
-            state: BackendState::Forward as u8,
+            state: backend.state as u8,
             forwarding: wanted.forwarding as u8,
         };
         if before != Some(record) || self.image.orphans.contains(&index) {
-            self.write(Write::Backend(index, record));
+            self.write(Stage::Parts, Write::Backend(index, record));
         }
         self.kept.insert(index);
         Ok(index)
@@ -211,7 +229,7 @@ impl Planner {
         // What stood there is nobody's any more.
         self.egresses.retain(|_, other| *other != index);
         self.egresses.insert(hop.egress, index);
-        self.write(Write::Egress(index, hop.egress));
+        self.write(Stage::Parts, Write::Egress(index, hop.egress));
         Ok(index)
     }
 
@@ -219,14 +237,14 @@ impl Planner {
         let vips: BTreeSet<IpAddr> =
             self.image.services.values().map(|image| image.service.key.address.into()).collect();
         for vip in vips.difference(&self.image.vips.clone()) {
-            self.write(Write::AddVip(*vip));
+            self.write(Stage::Doors, Write::AddVip(*vip));
         }
         for vip in self.image.vips.clone().difference(&vips) {
-            self.write(Write::RemoveVip(*vip));
+            self.write(Stage::Doors, Write::RemoveVip(*vip));
         }
         let words = filter_words(&vips);
         if self.image.filter.as_ref() != Some(&words) {
-            self.write(Write::Filter(words));
+            self.write(Stage::Doors, Write::Filter(words));
         }
     }
 
@@ -238,36 +256,25 @@ impl Planner {
         for &index in &unwanted {
             let image = &self.image.services[&index];
             if image.listed {
-                self.write(Write::Unlist(image.service.key, index));
+                self.write(Stage::Doors, Write::Unlist(image.service.key, index));
             }
         }
         let orphans: Vec<u16> =
             self.image.backends.keys().copied().filter(|i| !self.kept.contains(i)).collect();
         for index in orphans {
             if !self.image.orphans.contains(&index) {
-                self.write(Write::Orphan(index));
+                self.write(Stage::Doors, Write::Orphan(index));
             } else if is_idle(index) {
-                self.write(Write::RemoveBackend(index));
+                self.write(Stage::Doors, Write::RemoveBackend(index));
             }
         }
         for index in unwanted {
             if !self.image.backends.values().any(|record| record.service == index) {
-                self.write(Write::RemoveService(index));
+                self.write(Stage::Doors, Write::RemoveService(index));
             }
         }
         self.vips();
     }
-}
-
-/// Those whose next hop is known; if there is none, all: a frame to a neighbour that does not
-/// answer is lost, but the neighbour may answer any moment.
-fn who_takes_new_flows(members: Vec<(Member, bool)>) -> Vec<Member> {
-    let any = members.iter().any(|(member, reachable)| *reachable && member.weight > 0);
-    members
-        .into_iter()
-        .filter(|(member, reachable)| member.weight > 0 && (*reachable || !any))
-        .map(|(member, _)| member)
-        .collect()
 }
 
 fn free_index(from: u16, end: usize, is_taken: impl Fn(u16) -> bool) -> Option<u16> {

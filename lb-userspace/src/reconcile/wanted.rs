@@ -7,10 +7,11 @@ use lb_common::{
     abi::{Egress, ServiceKey},
     address::Address,
     forward::Forwarding,
-    service::Affinity,
+    service::{Affinity, BackendState},
 };
 
 use crate::{
+    choice::choose,
     model::{self, Desired},
     network::{NextHop, Unresolved},
     seed::Seed,
@@ -27,6 +28,8 @@ pub struct WantedService {
     pub affinity: Affinity,
     /// How frames reach its backends.
     pub forwarding: Forwarding,
+    /// Whether new flows may come in at all.
+    pub listed: bool,
     /// In the order of their names.
     pub backends: Vec<WantedBackend>,
 }
@@ -39,12 +42,13 @@ pub struct WantedBackend {
     pub address: Address,
     /// Its port, network order.
     pub port: [u8; 2],
-    /// Its share of new flows.
+    /// Its share of new flows; 0: it takes none.
     pub weight: u16,
+    /// What becomes of the flows it has.
+    pub state: BackendState,
     /// Of its name.
     pub hashes: [u64; 2],
-    /// How to reach it; `None`: nobody knows, so while others are reachable it gets no new
-    /// flows, and what was known before stays in use.
+    /// How to reach it; `None`: nobody knows, and what was known before stays in use.
     pub next_hop: Option<Resolved>,
 }
 
@@ -66,10 +70,12 @@ pub fn wanted(
     seed: &Seed,
 ) -> Vec<WantedService> {
     let sources = &desired.dataplane.tunnel_sources;
-    let backend = |backend: &model::Backend| WantedBackend {
+    let is_well = |backend: &model::Backend| is_resolved(next_hops, backend);
+    let one = |(backend, takes_new_flows): (&model::Backend, &bool)| WantedBackend {
         address: Address::from(backend.address),
         port: backend.port.to_be_bytes(),
-        weight: backend.weight,
+        weight: if *takes_new_flows { backend.weight } else { 0 },
+        state: backend.admin.backend_state(),
         hashes: seed.name_hashes(&backend.name),
         next_hop: next_hops
             .get(&backend.address)
@@ -84,9 +90,23 @@ pub fn wanted(
             slots: service.slots,
             affinity: service.affinity,
             forwarding: service.forwarding,
-            backends: service.backends.iter().map(backend).collect(),
+            listed: !service.leaving,
+            backends: service
+                .backends
+                .iter()
+                .zip(&choose(service, is_well).takes)
+                .map(one)
+                .collect(),
         })
         .collect()
+}
+
+/// Whether anybody knows how to reach a backend.
+pub fn is_resolved(
+    next_hops: &BTreeMap<IpAddr, Result<NextHop, Unresolved>>,
+    backend: &model::Backend,
+) -> bool {
+    next_hops.get(&backend.address).is_some_and(Result::is_ok)
 }
 
 fn resolved(hop: &NextHop, tunnel_sources: &[IpNet]) -> Resolved {

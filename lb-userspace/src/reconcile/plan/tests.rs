@@ -1,6 +1,9 @@
 use std::collections::BTreeMap;
 
-use lb_common::{forward::Forwarding, service::Affinity};
+use lb_common::{
+    forward::Forwarding,
+    service::{Affinity, BackendState},
+};
 use proptest::prelude::*;
 
 use super::*;
@@ -25,6 +28,7 @@ fn backend(number: u8) -> WantedBackend {
         address: Address::v4([198, 18, 0, number]),
         port: 80u16.to_be_bytes(),
         weight: 100,
+        state: BackendState::Forward,
         hashes: [u64::from(number), 1],
         next_hop: Some(hop(number)),
     }
@@ -36,6 +40,7 @@ fn service(number: u8, backends: &[u8]) -> WantedService {
         slots: 13,
         affinity: Affinity::None,
         forwarding: Forwarding::L2,
+        listed: true,
         backends: backends.iter().map(|&number| backend(number)).collect(),
     }
 }
@@ -291,19 +296,18 @@ fn no_packet_looks_behind_the_end_of_a_table() {
 }
 
 #[test]
-fn a_backend_whose_neighbour_is_unknown_gets_no_new_flows_and_keeps_its_old_ones() {
+fn a_backend_whose_neighbour_is_lost_keeps_the_last_one_known() {
     let mut world = World::default();
     world.reach(&[service(10, &[1, 2])]);
     let mut wanted = service(10, &[1, 2]);
     wanted.backends[1].next_hop = None;
-    assert_eq!(names(&world.reach(&[wanted])), ["slots"]);
-    assert_eq!(world.members(10), [1]);
+    assert_eq!(world.reach(&[wanted]), []);
     let index = world.index_of(2).expect("it is there");
     assert_eq!(world.image.backends[&index].next_hop.mac(), hop(2).mac);
 }
 
 #[test]
-fn with_no_neighbour_known_all_backends_stay_in_the_slots() {
+fn a_backend_whose_neighbour_was_never_known_is_unresolved() {
     let mut world = World::default();
     let mut wanted = service(10, &[1, 2]);
     for backend in &mut wanted.backends {
@@ -315,6 +319,43 @@ fn with_no_neighbour_known_all_backends_stay_in_the_slots() {
 }
 
 #[test]
+fn flows_that_shall_end_are_told_so_before_the_slots_move() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let mut wanted = service(10, &[1, 2]);
+    wanted.backends[0].state = BackendState::Reset;
+    wanted.backends[0].weight = 0;
+    assert_eq!(names(&world.reach(&[wanted])), ["backend", "slots"]);
+    assert_eq!(world.members(10), [2]);
+}
+
+#[test]
+fn a_service_that_drains_is_unlisted_first_and_keeps_its_backends() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1, 2])]);
+    let mut leaving = service(10, &[1, 2]);
+    leaving.listed = false;
+    for backend in &mut leaving.backends {
+        backend.weight = 0;
+    }
+    let leaving = [leaving];
+    assert_eq!(names(&world.reach(&leaving)), ["unlist", "slots"]);
+    assert_eq!(world.reach_with(&leaving, |_| true), []);
+    assert_eq!(world.image.backends.len(), 2);
+    assert_eq!(names(&world.reach(&[service(10, &[1, 2])])), ["slots", "list"]);
+}
+
+#[test]
+fn tables_of_all_services_are_written_side_by_side() {
+    let mut world = World::default();
+    let writes = world.reach(&[service(10, &[1]), service(20, &[2]), service(30, &[3])]);
+    let is_table = |name: &&str| *name == "slots";
+    let names = names(&writes);
+    let first = names.iter().position(is_table).expect("a table");
+    assert_eq!(names[first..first + 3], ["slots"; 3]);
+}
+
+#[test]
 fn a_backend_without_weight_gets_no_new_flows_and_is_no_orphan() {
     let mut world = World::default();
     world.reach(&[service(10, &[1, 2])]);
@@ -323,12 +364,6 @@ fn a_backend_without_weight_gets_no_new_flows_and_is_no_orphan() {
     assert_eq!(names(&world.reach(&[wanted])), ["slots"]);
     assert_eq!(world.members(10), [2]);
     assert!(world.image.orphans.is_empty());
-    // Nor is it anybody's way out: the other's neighbour is lost, it is still the other's.
-    let mut wanted = service(10, &[1, 2]);
-    wanted.backends[0].weight = 0;
-    wanted.backends[1].next_hop = None;
-    assert_eq!(world.reach(&[wanted]), []);
-    assert_eq!(world.members(10), [2]);
 }
 
 #[test]
@@ -382,10 +417,11 @@ fn any_wanted() -> impl Strategy<Value = Vec<WantedService>> {
         )
     };
     let one = || {
-        (prop::sample::select(vec![13u32, 251]), any::<bool>(), backends()).prop_map(
-            |(slots, ipip, backends)| {
+        (prop::sample::select(vec![13u32, 251]), any::<[bool; 2]>(), backends()).prop_map(
+            |(slots, [ipip, listed], backends)| {
                 let mut wanted = service(0, &[]);
                 wanted.slots = slots;
+                wanted.listed = listed;
                 wanted.forwarding = if ipip { Forwarding::Ipip } else { Forwarding::L2 };
                 wanted.backends = backends
                     .into_iter()
@@ -430,18 +466,12 @@ proptest! {
                 .filter(|image| image.listed)
                 .map(|image| image.service.key.address.low())
                 .collect();
-            let keys = wanted.iter().map(|service| service.key.address.low()).collect();
+            let may_be_found = wanted.iter().filter(|service| service.listed);
+            let keys = may_be_found.map(|service| service.key.address.low()).collect();
             prop_assert_eq!(listed, keys);
             for service in &wanted {
-                let takes: Vec<u8> =
+                let expected: Vec<u8> =
                     service.backends.iter().filter(|b| b.weight > 0).map(number_of).collect();
-                let reachable: Vec<u8> = service
-                    .backends
-                    .iter()
-                    .filter(|b| b.weight > 0 && b.next_hop.is_some())
-                    .map(number_of)
-                    .collect();
-                let expected = if reachable.is_empty() { takes } else { reachable };
                 let [.., number] = service.key.address.low();
                 prop_assert_eq!(world.members(number), expected);
             }

@@ -1,6 +1,8 @@
 //! What is said over the control socket, and printed by `--json`. Field names are fixed:
 //! scripts read them. Fields may be added.
 
+mod change;
+
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
@@ -9,6 +11,12 @@ use lb_common::{
     reason::{Class, Reason},
 };
 use serde::{Deserialize, Serialize};
+
+pub use self::change::{
+    Action, Change, Changed, ConfigFile, Difference, Drain, DrainFilter, Exported, Plan,
+    PlannedFlows, PlannedSlots, Target, Transaction,
+};
+use crate::{choice::Tier, drain};
 
 /// This binary's version, in [`Status`] and in the `server` header of every answer.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -30,6 +38,12 @@ pub struct Status {
     pub services: Vec<Service>,
     /// The flow table.
     pub flows: FlowTable,
+    /// The file in use; what was said at run time lies on top of it.
+    pub config: String,
+    /// Counts the changes of what is wanted; kept over restarts.
+    pub generation: u64,
+    /// Writes that mended what somebody else had changed in the maps, since this daemon started.
+    pub drift_repairs_total: u64,
     /// What is wrong and what to do about it, one sentence each.
     pub problems: Vec<String>,
 }
@@ -58,7 +72,13 @@ pub struct Service {
     pub affinity: String,
     /// Of its Maglev table.
     pub slots: u32,
-    /// Sorted by name; behind them, those that left the config and still have flows.
+    /// A change that leaves fewer backends to new flows is refused.
+    pub min_available: u16,
+    /// Who takes new flows: `healthy`, `backup`, `fail-open`, `draining` backends, or `nobody`.
+    pub new_flows: String,
+    /// Taken away: it goes with its last flow.
+    pub leaving: bool,
+    /// Sorted by name; behind them, those that were taken away and may still have flows.
     pub backends: Vec<Backend>,
 }
 
@@ -73,8 +93,16 @@ pub struct Backend {
     pub port: u16,
     /// Share of new flows, relative to the others'.
     pub weight: u16,
+    /// The weight in the file; `None`: the file does not have it.
+    pub declared_weight: Option<u16>,
+    /// Whether it gets new flows only when no other can.
+    pub backup: bool,
     /// What the operator said.
     pub admin: Admin,
+    /// Taken away: it goes with its last flow.
+    pub leaving: bool,
+    /// Whether new flows may choose it.
+    pub takes_new_flows: bool,
     /// What is seen.
     pub health: Health,
     /// Interface and MAC that frames for it go to, or why there is none.
@@ -273,15 +301,51 @@ impl Backend {
     }
 }
 
+impl From<drain::Admin> for Admin {
+    fn from(admin: drain::Admin) -> Self {
+        match admin {
+            drain::Admin::Enabled => Self::Enabled,
+            drain::Admin::Draining(_) => Self::Draining,
+            drain::Admin::Drained(_) => Self::Drained,
+            drain::Admin::Disabled => Self::Disabled,
+        }
+    }
+}
+
 impl Admin {
-    /// The name used by JSON and CLI.
-    pub fn name(self) -> &'static str {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Enabled, Self::Draining, Self::Drained, Self::Disabled];
+
+    /// The name used by JSON, metrics and CLI.
+    pub const fn name(self) -> &'static str {
         match self {
             Self::Enabled => "enabled",
             Self::Draining => "draining",
             Self::Drained => "drained",
             Self::Disabled => "disabled",
         }
+    }
+}
+
+impl Action {
+    /// The name used by JSON and CLI.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Add => "add",
+            Self::Remove => "remove",
+            Self::Change => "change",
+        }
+    }
+}
+
+/// The name used by JSON and CLI.
+pub const fn tier_name(tier: Tier) -> &'static str {
+    match tier {
+        Tier::Healthy => "healthy",
+        Tier::Backup => "backup",
+        Tier::FailOpen => "fail-open",
+        Tier::Draining => "draining",
+        Tier::Nobody => "nobody",
     }
 }
 
@@ -400,7 +464,7 @@ mod tests {
 
     #[test]
     fn names_are_the_same_in_json_and_for_people() {
-        for admin in [Admin::Enabled, Admin::Draining, Admin::Drained, Admin::Disabled] {
+        for admin in Admin::ALL {
             assert_eq!(json!(admin), admin.name());
         }
         for health in [Health::Unknown, Health::Healthy, Health::Unhealthy, Health::Unreachable] {

@@ -1,0 +1,118 @@
+//! A [`Desired`] as the file that would make it.
+
+use serde::Serialize;
+
+use super::ServiceSpec;
+use crate::{
+    drain::Admin,
+    model::{Dataplane, Desired, XdpMode},
+};
+
+#[derive(Serialize)]
+struct File {
+    dataplane: DataplaneSpec,
+    http: HttpSpec,
+    service: Vec<ServiceSpec>,
+}
+
+#[derive(Serialize)]
+struct DataplaneSpec {
+    interfaces: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    xdp_mode: Option<&'static str>,
+    flow_capacity: u32,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    hash_seed: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    own_vips: Option<bool>,
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    tunnel_source: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct HttpSpec {
+    listen: String,
+}
+
+/// The file, in TOML. What is leaving is not in it; what no file can say, who is drained or
+/// disabled, stands above it in comments.
+///
+/// # Errors
+/// If TOML can't say it, which would be a defect.
+pub fn export(desired: &Desired) -> Result<String, toml::ser::Error> {
+    let staying = desired.services.iter().filter(|service| !service.leaving);
+    let file = File {
+        dataplane: dataplane(&desired.dataplane),
+        http: HttpSpec {
+            listen: desired.http.map_or_else(|| "off".to_owned(), |listen| listen.to_string()),
+        },
+        service: staying.map(ServiceSpec::of).collect(),
+    };
+    let mut text = String::new();
+    for service in &desired.services {
+        for backend in &service.backends {
+            if backend.leaving || backend.admin != Admin::Enabled {
+                let is = if backend.leaving { "leaving" } else { backend.admin.name() };
+                text += &format!("# {}/{} is {is}\n", service.name, backend.name);
+            }
+        }
+    }
+    if !text.is_empty() {
+        text += "\n";
+    }
+    text += &toml::to_string(&file)?;
+    Ok(text)
+}
+
+fn dataplane(dataplane: &Dataplane) -> DataplaneSpec {
+    DataplaneSpec {
+        interfaces: dataplane.interfaces.clone(),
+        xdp_mode: match dataplane.xdp_mode {
+            XdpMode::Auto => None,
+            XdpMode::Native => Some("native"),
+            XdpMode::Generic => Some("generic"),
+        },
+        flow_capacity: dataplane.flow_capacity,
+        hash_seed: dataplane.hash_seed.clone(),
+        own_vips: (!dataplane.own_vips).then_some(false),
+        tunnel_source: dataplane.tunnel_sources.iter().map(ToString::to_string).collect(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::config::{parse, tests::EXAMPLE};
+
+    #[test]
+    fn what_is_exported_is_what_was_read() {
+        let mut desired = parse(EXAMPLE, "example").expect("valid");
+        let text = export(&desired).expect("TOML");
+        assert_eq!(parse(&text, "export").expect("valid"), desired, "{text}");
+        assert!(!text.contains('#'), "{text}");
+
+        desired.services[0].backends[0].admin = Admin::Disabled;
+        let text = export(&desired).expect("TOML");
+        assert!(text.starts_with("# api/api-1 is disabled\n\n[dataplane]\n"), "{text}");
+    }
+
+    #[test]
+    fn every_field_is_exported() {
+        let text = "[dataplane]\ninterfaces = [\"a\", \"b.1\"]\nxdp_mode = \"generic\"\n\
+                    flow_capacity = 2048\nhash_seed = \"s \\\"q\\\"\"\nown_vips = false\n\
+                    tunnel_source = [\"10.255.0.0/16\"]\n[http]\nlisten = \"off\"\n\
+                    [[service]]\nname = \"w\"\nvip = \"203.0.113.1:80\"\nforwarding = \"ipip\"\n\
+                    affinity = \"source-ip\"\nslots = 251\ndrain_deadline = \"90s\"\n\
+                    min_available = 2\nfail_open = false\n\
+                    idle_timeout = { embryonic = \"10s\", established = \"1h\", closing = \"3s\" }\n\
+                    health = { check = \"http\", path = \"/x\", interval = \"3s\", \
+                    timeout = \"500ms\", rise = 4, fall = 5 }\n\
+                    backend = [{ name = \"b\", address = \"10.0.0.1\", weight = 7, \
+                    backup = true }]\n";
+        let desired = parse(text, "full").expect("valid");
+        let exported = export(&desired).expect("TOML");
+        assert_eq!(parse(&exported, "export").expect("valid"), desired, "{exported}");
+        assert_eq!(desired.services[0].idle.established.as_secs(), 3600);
+        assert!(desired.services[0].backends[0].backup);
+    }
+}

@@ -1,0 +1,170 @@
+//! Why a change is refused.
+
+use std::time::Duration;
+
+use humantime::format_duration;
+
+use super::Target;
+use crate::{
+    choice::available,
+    config::{MAX_FILE_BYTES, Problem},
+    model::{Backend, Desired, Service},
+};
+
+/// Why nothing was changed.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum Refusal {
+    /// No service of this name.
+    #[error("no service {name:?}{}", hint(.existing))]
+    NoService {
+        /// As asked for.
+        name: String,
+        /// Those that there are.
+        existing: Vec<String>,
+    },
+    /// No backend of this name.
+    #[error("no backend {name:?} in service {service:?}{}", hint(.existing))]
+    NoBackend {
+        /// The service.
+        service: String,
+        /// As asked for.
+        name: String,
+        /// Those that there are.
+        existing: Vec<String>,
+    },
+    /// No backend of this name anywhere.
+    #[error("no service has a backend {name:?}")]
+    NoBackendAnywhere {
+        /// As asked for.
+        name: String,
+    },
+    /// What was to be added is not valid.
+    #[error("{0}")]
+    Invalid(Box<Problem>),
+    /// Fewer backends than the operator wants at least.
+    #[error(
+        "refused: service {service:?} would have {left} {} for new flows, its min_available is \
+         {wanted}; enable another one first, or use --force", backends(*.left)
+    )]
+    TooFew {
+        /// Which service.
+        service: String,
+        /// How many would be left.
+        left: usize,
+        /// How many must be.
+        wanted: u16,
+    },
+    /// A weight that is none.
+    #[error("weight {weight}: it goes from 0 to {most}")]
+    Weight {
+        /// As asked for.
+        weight: u16,
+        /// Largest allowed.
+        most: u16,
+    },
+    /// A deadline that never comes.
+    #[error(
+        "deadline {}: it goes up to {}", format_duration(*.deadline), format_duration(*.longest)
+    )]
+    Deadline {
+        /// As asked for.
+        deadline: Duration,
+        /// Longest allowed.
+        longest: Duration,
+    },
+    /// A file that can't be what is wanted.
+    #[error("{0}")]
+    File(String),
+    /// A file too long to be one.
+    #[error("{name} is larger than {} MiB: is it a config file?", MAX_FILE_BYTES >> 20)]
+    FileTooLarge {
+        /// As asked for.
+        name: String,
+    },
+}
+
+impl From<Problem> for Refusal {
+    fn from(problem: Problem) -> Self {
+        Self::Invalid(Box::new(problem))
+    }
+}
+
+/// "; there are a, b and 3 more".
+fn hint(names: &[String]) -> String {
+    const SHOWN: usize = 8;
+    let shown = names[..names.len().min(SHOWN)].join(", ");
+    match names.len() {
+        0 => "; there is none".to_owned(),
+        1..=SHOWN => format!("; there are: {shown}"),
+        count => format!("; there are: {shown} and {} more", count - SHOWN),
+    }
+}
+
+fn backends(count: usize) -> &'static str {
+    if count == 1 { "backend" } else { "backends" }
+}
+
+/// The service of this name.
+pub(super) fn service<'d>(desired: &'d Desired, name: &str) -> Result<&'d Service, Refusal> {
+    desired.service(name).ok_or_else(|| Refusal::NoService {
+        name: name.to_owned(),
+        existing: staying(desired).map(|service| service.name.clone()).collect(),
+    })
+}
+
+/// Names of service and backend of all that a target means; at least one.
+pub(super) fn targets(
+    desired: &Desired,
+    target: &Target,
+) -> Result<Vec<(String, String)>, Refusal> {
+    let name = &target.backend;
+    let Some(of) = &target.service else {
+        let having = staying(desired).filter(|service| service.backend(name).is_some());
+        let found: Vec<_> = having.map(|service| (service.name.clone(), name.clone())).collect();
+        if found.is_empty() {
+            return Err(Refusal::NoBackendAnywhere { name: name.clone() });
+        }
+        return Ok(found);
+    };
+    let service = service(desired, of)?;
+    if service.backend(name).is_none() {
+        let staying = service.backends.iter().filter(|backend| !backend.leaving);
+        return Err(Refusal::NoBackend {
+            service: of.clone(),
+            name: name.clone(),
+            existing: staying.map(|backend| backend.name.clone()).collect(),
+        });
+    }
+    Ok(vec![(of.clone(), name.clone())])
+}
+
+fn staying(desired: &Desired) -> impl Iterator<Item = &Service> {
+    desired.services.iter().filter(|service| !service.leaving)
+}
+
+/// Refuses what takes from a service that then has fewer than its `min_available`.
+pub(super) fn min_available(
+    before: &Desired,
+    after: &Desired,
+    is_well: impl Fn(&Backend) -> bool,
+) -> Result<(), Refusal> {
+    for service in staying(after) {
+        let Some(was) = before.service(&service.name) else { continue };
+        let left = available(service, &is_well);
+        if left < usize::from(service.min_available) && left < available(was, &is_well) {
+            let (service, wanted) = (service.name.clone(), service.min_available);
+            return Err(Refusal::TooFew { service, left, wanted });
+        }
+    }
+    Ok(())
+}
+
+impl super::Intent {
+    /// Refuses a file that would leave a service with too few backends.
+    ///
+    /// # Errors
+    /// If there is such a service.
+    pub fn guard(&self, next: &Self, is_well: impl Fn(&Backend) -> bool) -> Result<(), Refusal> {
+        min_available(&self.desired(), &next.desired(), is_well)
+    }
+}

@@ -1,0 +1,387 @@
+//! What an operator can make an instance do: changes, whole files, and a look at what a file
+//! would do. What is decided is decided in `intent`; here it takes effect.
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::SocketAddr,
+    time::Duration,
+};
+
+use anyhow::Context as _;
+use lb_common::{
+    hash,
+    maglev::{self, Member, Progress},
+    service::{Affinity, BackendState},
+};
+
+use crate::{
+    choice::choose,
+    config,
+    control::{Peer, api},
+    datapath::FlowView,
+    drain::{Admin, Moment},
+    intent::{Declared, Intent, Refusal, Take, diff},
+    model::{Backend, Desired, Identity, Service},
+    observe::State,
+    reconcile::is_resolved,
+};
+
+impl State {
+    /// Makes all changes of a transaction, or none.
+    ///
+    /// # Errors
+    /// If one of them can't be made; then nothing has changed.
+    pub fn change(
+        &mut self,
+        transaction: &api::Transaction,
+        peer: &Peer,
+    ) -> Result<api::Changed, Refusal> {
+        let is_well = |backend: &Backend| is_resolved(&self.next_hops, backend);
+        let next = self.intent.change(transaction, is_well, Moment::now())?;
+        Ok(self.take(next, peer, Vec::new()))
+    }
+
+    /// Takes up a file.
+    ///
+    /// # Errors
+    /// If it is not valid, or leaves too few backends; then nothing has changed.
+    pub fn apply(&mut self, file: &api::ConfigFile, peer: &Peer) -> Result<api::Changed, Refusal> {
+        let (next, mut warnings) = self.declared(file)?;
+        if !file.force {
+            let is_well = |backend: &Backend| is_resolved(&self.next_hops, backend);
+            self.intent.guard(&next, is_well)?;
+        }
+        warnings.extend(self.only_at_a_start(&next.desired()));
+        Ok(self.take(next, peer, warnings))
+    }
+
+    /// What a file would change, and what would become of the flows of now.
+    ///
+    /// # Errors
+    /// If it is not valid.
+    pub fn plan(&self, file: &api::ConfigFile) -> Result<api::Plan, Refusal> {
+        let (next, mut warnings) = self.declared(file)?;
+        let is_well = |backend: &Backend| is_resolved(&self.next_hops, backend);
+        let refused = self.intent.guard(&next, is_well).err().map(|refusal| refusal.to_string());
+        let after = next.desired();
+        warnings.extend(self.only_at_a_start(&after));
+        let differences = diff(&self.desired, &after);
+        let tables = Tables::of(&self.desired, &after, self);
+        Ok(api::Plan {
+            changes: !differences.is_empty(),
+            differences,
+            flows: self.planned_flows(&after, &tables),
+            slots: tables.moved(),
+            refused,
+            warnings,
+        })
+    }
+
+    fn declared(&self, file: &api::ConfigFile) -> Result<(Intent, Vec<String>), Refusal> {
+        if file.text.len() as u64 > config::MAX_FILE_BYTES {
+            return Err(Refusal::FileTooLarge { name: file.name.clone() });
+        }
+        let declared = Declared::parse(&file.name, &file.text)
+            .map_err(|error| Refusal::File(format!("{:#}", anyhow::Error::from(error))))?;
+        let next = self.intent.declare(declared, Take::Apply, Moment::now());
+        let warnings = config::warnings(&next.desired());
+        Ok((next, warnings))
+    }
+
+    /// What of a file takes effect only when the instance starts anew.
+    fn only_at_a_start(&self, after: &Desired) -> Vec<String> {
+        let (now, then) = (&self.desired, after);
+        let mut warnings = Vec::new();
+        if then.dataplane.flow_capacity != self.datapath.flow_capacity() {
+            warnings.push(format!(
+                "flow_capacity stays {} until `sluice detach` and a new start",
+                self.datapath.flow_capacity()
+            ));
+        }
+        if then.dataplane.hash_seed != now.dataplane.hash_seed {
+            warnings.push("hash_seed stays as it is until `sluice detach` and a new start".into());
+        }
+        if then.dataplane.xdp_mode != now.dataplane.xdp_mode {
+            warnings.push("xdp_mode is for interfaces that are attached from now on".into());
+        }
+        if then.http != now.http {
+            warnings.push("http.listen changes when the daemon starts again".into());
+        }
+        warnings
+    }
+
+    /// An intent takes effect.
+    fn take(&mut self, next: Intent, peer: &Peer, warnings: Vec<String>) -> api::Changed {
+        let before = self.desired.clone();
+        let is_same = self.intent == next;
+        let differences = diff(&before, &next.desired());
+        for difference in &differences {
+            tracing::info!(
+                uid = peer.uid,
+                pid = peer.pid,
+                service = difference.service,
+                backend = difference.backend,
+                "{}: {}",
+                difference.action.name(),
+                difference.text
+            );
+        }
+        if !is_same {
+            self.adopt(next);
+            // Flows are counted from the moment at which no new ones come.
+            if let Err(error) = self.sweep() {
+                tracing::error!("can't sweep the flow table: {error:#}");
+            }
+            self.count();
+        }
+        let mut warnings = warnings;
+        warnings.extend(self.keep_error.clone());
+        warnings.extend(
+            self.reconcile_error.iter().map(|error| format!("the maps are not as wanted: {error}")),
+        );
+        api::Changed {
+            changed: !differences.is_empty(),
+            generation: self.intent.generation(),
+            differences,
+            warnings,
+        }
+    }
+
+    /// What is wanted, as a file.
+    ///
+    /// # Errors
+    /// Only by a defect.
+    pub fn export(&self) -> anyhow::Result<api::Exported> {
+        let text = config::export(&self.desired).context("write TOML")?;
+        Ok(api::Exported { text })
+    }
+
+    /// Drains that go on, and those that ended last, of backends that are still there.
+    pub fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain> {
+        let now = Moment::now();
+        let mut drains = Vec::new();
+        for service in &self.desired.services {
+            if filter.service.as_ref().is_some_and(|name| *name != service.name) {
+                continue;
+            }
+            for backend in &service.backends {
+                if filter.backend.as_ref().is_none_or(|name| *name == backend.name) {
+                    drains.extend(drain(service, backend, now));
+                }
+            }
+        }
+        self.find_oldest(&mut drains);
+        drains
+    }
+
+    /// Fills in how old the oldest flow of each drain is.
+    fn find_oldest(&self, drains: &mut [api::Drain]) {
+        let goes_on = |drain: &api::Drain| drain.admin == api::Admin::Draining;
+        if !drains.iter().any(goes_on) {
+            return;
+        }
+        let place: HashMap<(&str, &str), usize> = drains
+            .iter()
+            .enumerate()
+            .filter(|(_, drain)| goes_on(drain))
+            .map(|(place, drain)| ((&*drain.service, &*drain.backend), place))
+            .collect();
+        let mut of_index: HashMap<u16, usize> = HashMap::new();
+        let by_identity = self.indices();
+        for service in &self.desired.services {
+            for backend in &service.backends {
+                let index = by_identity.get(&service.identity(backend));
+                let place = place.get(&(&*service.name, &*backend.name));
+                if let (Some(index), Some(place)) = (index, place) {
+                    of_index.insert(*index, *place);
+                }
+            }
+        }
+        let mut oldest: HashMap<usize, u64> = HashMap::new();
+        let scanned = self.datapath.each_flow(|flow| {
+            if let Some(place) = of_index.get(&flow.backend).filter(|_| flow.state.is_active()) {
+                let age = oldest.entry(*place).or_default();
+                *age = (*age).max(flow.age_seconds as u64);
+            }
+            true
+        });
+        if let Err(error) = scanned {
+            tracing::warn!("can't look at the flows: {error:#}");
+        }
+        for (place, age) in oldest {
+            drains[place].oldest_seconds = Some(age);
+        }
+    }
+
+    /// Index of every backend of the maps.
+    pub fn indices(&self) -> BTreeMap<Identity, u16> {
+        let indices = self.image.backends.keys();
+        indices.filter_map(|index| Some((self.identity(*index)?, *index))).collect()
+    }
+
+    fn planned_flows(&self, after: &Desired, tables: &Tables) -> api::PlannedFlows {
+        let fates: HashMap<Identity, Fate> = after
+            .services
+            .iter()
+            .flat_map(|service| service.backends.iter().map(move |b| (service.identity(b), b)))
+            .map(|(identity, backend)| (identity, Fate::of(backend)))
+            .collect();
+        let identities: HashMap<u16, Identity> =
+            self.indices().into_iter().map(|(identity, index)| (index, identity)).collect();
+        let keys = self.datapath.settings().hash_keys;
+        let mut flows = api::PlannedFlows::default();
+        let scanned = self.datapath.each_flow(|flow| {
+            if !flow.state.is_active() {
+                return true;
+            }
+            flows.total += 1;
+            let identity = identities.get(&flow.backend);
+            match identity.and_then(|identity| fates.get(identity)).unwrap_or(&Fate::Kept) {
+                Fate::Kept => {
+                    flows.flows_kept += 1;
+                    let moves = identity.is_some_and(|owner| tables.moves(*owner, flow, &keys));
+                    flows.flows_moved += u64::from(moves);
+                }
+                Fate::Drained => flows.flows_drained += 1,
+                Fate::Cut => flows.flows_cut += 1,
+            }
+            true
+        });
+        if let Err(error) = scanned {
+            tracing::warn!("can't look at the flows: {error:#}");
+        }
+        flows
+    }
+}
+
+/// What becomes of a backend's flows.
+#[derive(Clone, Copy)]
+enum Fate {
+    Kept,
+    Drained,
+    Cut,
+}
+
+impl Fate {
+    fn of(backend: &Backend) -> Self {
+        match (backend.admin.backend_state(), backend.admin) {
+            (BackendState::Reset | BackendState::Absent, _) => Self::Cut,
+            (BackendState::Forward, Admin::Draining(_)) => Self::Drained,
+            (BackendState::Forward, _) => Self::Kept,
+        }
+    }
+}
+
+/// Maglev tables as they would be, by owner, of the services that would change.
+struct Tables {
+    by_vip: HashMap<SocketAddr, Table>,
+}
+
+struct Table {
+    service: String,
+    affinity: Affinity,
+    owners: Vec<Option<Identity>>,
+    moved: u64,
+}
+
+impl Tables {
+    fn of(before: &Desired, after: &Desired, state: &State) -> Self {
+        let seed = state.datapath.seed();
+        let is_well = |backend: &Backend| is_resolved(&state.next_hops, backend);
+        let owners = |service: &Service| -> Vec<Option<Identity>> {
+            let takes = choose(service, is_well).takes;
+            let taking: Vec<&Backend> =
+                service.backends.iter().zip(takes).filter(|(_, t)| *t).map(|(b, _)| b).collect();
+            let members: Vec<Member> = (1..)
+                .zip(&taking)
+                .map(|(number, backend)| Member {
+                    backend: number,
+                    weight: backend.weight,
+                    hashes: seed.name_hashes(&backend.name),
+                })
+                .collect();
+            let mut slots = vec![0; service.slots as usize];
+            maglev::fill(&members, &mut slots, &mut vec![Progress::default(); members.len()]);
+            let owner = |slot: u16| taking.get(usize::from(slot).wrapping_sub(1));
+            slots.into_iter().map(|slot| Some(service.identity(owner(slot)?))).collect()
+        };
+        let old: HashMap<_, _> = before.services.iter().map(|s| (s.vip, s)).collect();
+        let mut by_vip = HashMap::new();
+        for service in after.services.iter().filter(|service| !service.leaving) {
+            let Some(was) = old.get(&service.vip).filter(|was| **was != service) else { continue };
+            let (was, is) = (owners(was), owners(service));
+            let differ = |slot: usize| was.get(slot) != is.get(slot);
+            let moved = (0..is.len()).filter(|slot| differ(*slot)).count() as u64;
+            let table = Table {
+                service: service.name.clone(),
+                affinity: service.affinity,
+                owners: is,
+                moved,
+            };
+            by_vip.insert(service.vip, table);
+        }
+        Self { by_vip }
+    }
+
+    fn moved(&self) -> Vec<api::PlannedSlots> {
+        let changed = self.by_vip.values().filter(|table| table.moved > 0);
+        let mut slots: Vec<_> = changed
+            .map(|table| api::PlannedSlots {
+                service: table.service.clone(),
+                moved: table.moved,
+                slots: table.owners.len() as u64,
+            })
+            .collect();
+        slots.sort_by(|a, b| a.service.cmp(&b.service));
+        slots
+    }
+
+    /// Whether a flow would get another backend if nobody knew it.
+    fn moves(&self, owner: Identity, flow: &FlowView, keys: &[u64; hash::KEYS]) -> bool {
+        let (vip, _) = owner;
+        let Some(table) = self.by_vip.get(&vip) else { return false };
+        let hash = match table.affinity {
+            Affinity::None => flow.hash(vip.ip(), keys),
+            Affinity::SourceIp => hash::of_client(flow.client.ip().into(), keys),
+        };
+        let slot = maglev::slot_of(hash, table.owners.len() as u32);
+        table.owners.get(slot as usize) != Some(&Some(owner))
+    }
+}
+
+fn drain(service: &Service, backend: &Backend, now: Moment) -> Option<api::Drain> {
+    let seconds = |time: Duration| time.as_secs_f64();
+    let since = |moment: Moment| {
+        let time = std::time::UNIX_EPOCH + Duration::from_millis(moment.0);
+        humantime::format_rfc3339_seconds(time).to_string()
+    };
+    let told = |admin, from: Moment, until: Moment| api::Drain {
+        service: service.name.clone(),
+        backend: backend.name.clone(),
+        admin,
+        since: since(from),
+        deadline_seconds: 0.0,
+        seconds: seconds(from.until(until)),
+        flows_at_start: None,
+        flows_left: 0,
+        oldest_seconds: None,
+        flows_cut: 0,
+        new_flows_since_drain: 0,
+    };
+    match backend.admin {
+        Admin::Enabled | Admin::Disabled => None,
+        Admin::Draining(drain) => Some(api::Drain {
+            deadline_seconds: seconds(now.until(drain.deadline)),
+            flows_at_start: drain.start.map(|start| u64::from(start.flows)),
+            flows_left: u64::from(drain.flows_left),
+            new_flows_since_drain: drain.new_flows,
+            ..told(api::Admin::Draining, drain.since, now)
+        }),
+        Admin::Drained(end) => Some(api::Drain {
+            flows_at_start: Some(u64::from(end.flows_at_start)),
+            flows_cut: u64::from(end.flows_cut),
+            new_flows_since_drain: end.new_flows,
+            ..told(api::Admin::Drained, end.since, end.until)
+        }),
+    }
+}

@@ -1,0 +1,148 @@
+//! Drift: what somebody else changed in the maps, and the writes that mend it.
+
+use lb_common::abi::{Backend, Service};
+
+use super::{Image, Write};
+
+/// What must be written so that maps that hold `seen` hold what `image` says again, in an order
+/// that is safe: parts before what leads to them.
+pub fn repairs(image: &Image, seen: &Image) -> Vec<Write> {
+    let mut parts = Vec::new();
+    let mut doors = Vec::new();
+    for (index, egress) in &image.egresses {
+        if seen.egresses.get(index) != Some(egress) {
+            parts.push(Write::Egress(*index, *egress));
+        }
+    }
+    for (index, backend) in &image.backends {
+        if seen.backends.get(index) != Some(backend) {
+            parts.push(Write::Backend(*index, *backend));
+        }
+    }
+    for (index, service) in &image.services {
+        let there = seen.services.get(index);
+        if there.map(|there| there.service) != Some(service.service) {
+            parts.push(Write::Service(*index, service.service));
+        }
+        if let (Some(members), false) =
+            (&service.members, there.is_some_and(|there| there.table == service.table))
+        {
+            let (slots, members) = (service.service.slots, members.clone());
+            parts.push(Write::Slots { service: *index, slots, members });
+        }
+        match (service.listed, there.is_some_and(|there| there.listed)) {
+            (true, false) => doors.push(Write::List(service.service.key, *index)),
+            (false, true) => doors.push(Write::Unlist(service.service.key, *index)),
+            _ => {}
+        }
+    }
+    doors.extend(image.vips.difference(&seen.vips).map(|vip| Write::AddVip(*vip)));
+    doors.extend(seen.vips.difference(&image.vips).map(|vip| Write::RemoveVip(*vip)));
+    if let Some(words) = &image.filter
+        && seen.filter.as_ref() != Some(words)
+    {
+        doors.push(Write::Filter(words.clone()));
+    }
+    parts.extend(doors);
+    parts
+}
+
+/// What a repair is about, for people.
+pub fn describe(write: &Write) -> String {
+    match write {
+        Write::Egress(index, _) => format!("EGRESSES {index}"),
+        Write::Backend(index, Backend { address, .. }) => {
+            format!("BACKENDS {index} ({})", std::net::IpAddr::from(*address))
+        }
+        Write::Service(index, Service { key, .. }) => {
+            format!("SERVICES {index} ({})", vip(key))
+        }
+        Write::Slots { service, .. } => format!("SLOTS {service}"),
+        Write::List(key, _) | Write::Unlist(key, _) => format!("SERVICE_INDEX {}", vip(key)),
+        Write::AddVip(vip) | Write::RemoveVip(vip) => format!("VIPS {vip}"),
+        Write::Filter(_) => "VIP_FILTER".to_owned(),
+        Write::ClearCounters(index)
+        | Write::Orphan(index)
+        | Write::RemoveService(index)
+        | Write::RemoveBackend(index) => format!("index {index}"),
+    }
+}
+
+fn vip(key: &lb_common::abi::ServiceKey) -> std::net::SocketAddr {
+    std::net::SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{collections::BTreeMap, net::IpAddr};
+
+    use lb_common::{
+        abi::{Egress, ServiceKey},
+        address::Address,
+    };
+
+    use super::*;
+    use crate::reconcile::ServiceImage;
+
+    fn image() -> Image {
+        let key = ServiceKey {
+            address: Address::v4([203, 0, 113, 10]),
+            port: [0, 80],
+            protocol: 6,
+            reserved: [0; 5],
+        };
+        let service = Service { key, slots: 13, ..Service::default() };
+        let service =
+            ServiceImage { service, listed: true, members: Some(Vec::new()), table: Some(5) };
+        let egress = Egress { ifindex: 3, ..Egress::default() };
+        let backend = Backend { address: Address::v4([10, 0, 0, 1]), ..Backend::default() };
+        Image {
+            services: BTreeMap::from([(0, service)]),
+            backends: BTreeMap::from([(1, backend)]),
+            egresses: BTreeMap::from([(1, egress)]),
+            vips: [[203, 0, 113, 10].into()].into(),
+            filter: Some(vec![1, 2]),
+            ..Image::default()
+        }
+    }
+
+    #[test]
+    fn what_is_as_it_was_needs_no_repair() {
+        assert_eq!(repairs(&image(), &image()), []);
+    }
+
+    #[test]
+    fn each_loss_is_mended_by_one_write() {
+        type Loss = fn(&mut Image);
+        let cases: [(Loss, &str); 9] = [
+            (|seen| seen.egresses.clear(), "EGRESSES 1"),
+            (|seen| seen.backends.clear(), "BACKENDS 1 (10.0.0.1)"),
+            (|seen| service(seen).service.slots = 0, "SERVICES 0 (203.0.113.10:80)"),
+            (|seen| service(seen).table = None, "SLOTS 0"),
+            (|seen| service(seen).table = Some(6), "SLOTS 0"),
+            (|seen| service(seen).listed = false, "SERVICE_INDEX 203.0.113.10:80"),
+            (|seen| seen.vips.clear(), "VIPS 203.0.113.10"),
+            (|seen| seen.vips.extend([IpAddr::from([9, 9, 9, 9])]), "VIPS 9.9.9.9"),
+            (|seen| seen.filter = None, "VIP_FILTER"),
+        ];
+        for (lose, expected) in cases {
+            let mut seen = image();
+            lose(&mut seen);
+            let repairs = repairs(&image(), &seen);
+            assert_eq!(repairs.iter().map(describe).collect::<Vec<_>>(), [expected]);
+        }
+    }
+
+    #[test]
+    fn a_map_that_lost_all_is_mended_parts_first() {
+        let repairs = repairs(&image(), &Image::default());
+        let named: Vec<String> = repairs.iter().map(describe).collect();
+        assert_eq!(named[0], "EGRESSES 1");
+        assert_eq!(named[named.len() - 1], "VIP_FILTER");
+        assert_eq!(named.len(), 7);
+    }
+
+    fn service(seen: &mut Image) -> &mut ServiceImage {
+        seen.services.get_mut(&0).expect("it is there")
+    }
+}
