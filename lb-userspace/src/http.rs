@@ -13,7 +13,7 @@ use axum::{
 };
 use lb_common::{counters::Event, reason::Class};
 use prometheus::{
-    IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
+    IntCounter, IntCounterVec, IntGauge, IntGaugeVec, Opts, Registry, TextEncoder, core::Collector,
 };
 use tokio::net::TcpListener;
 
@@ -129,8 +129,22 @@ fn exposition(status: &api::Status, reasons: &api::Reasons) -> Result<String, pr
             status.flows.capacity,
         )?,
     )?;
+    register(
+        &registry,
+        gauge(
+            "sluice_config_generation",
+            "Counts the changes of what is wanted; kept over restarts.",
+            status.generation,
+        )?,
+    )?;
+    let help = "Writes that mended what somebody else had changed in the maps.";
+    let repairs = IntCounter::new("sluice_drift_repairs_total", help)?;
+    repairs.inc_by(status.drift_repairs_total);
+    register(&registry, repairs)?;
     register(&registry, flows(status)?)?;
     register(&registry, active_flows(status)?)?;
+    register(&registry, takes_new_flows(status)?)?;
+    register(&registry, admin_states(status)?)?;
     for (name, help, count) in backend_counters() {
         let counter = IntCounterVec::new(Opts::new(name, help), &["service", "backend"])?;
         for (service, backend) in backends(status) {
@@ -205,6 +219,29 @@ fn active_flows(status: &api::Status) -> Result<IntGaugeVec, prometheus::Error> 
         active.with_label_values(&labels).set(saturated(backend.active_flows));
     }
     Ok(active)
+}
+
+fn takes_new_flows(status: &api::Status) -> Result<IntGaugeVec, prometheus::Error> {
+    let help = "1 if new flows may choose this backend, else 0.";
+    let opts = Opts::new("sluice_backend_takes_new_flows", help);
+    let takes = IntGaugeVec::new(opts, &["service", "backend"])?;
+    for (service, backend) in backends(status) {
+        let labels = [&service.name, &backend.name];
+        takes.with_label_values(&labels).set(backend.takes_new_flows.into());
+    }
+    Ok(takes)
+}
+
+fn admin_states(status: &api::Status) -> Result<IntGaugeVec, prometheus::Error> {
+    let names = api::Admin::ALL.map(api::Admin::name).join(", ");
+    let help = format!("1; the label is what the operator wants of this backend: {names}.");
+    let opts = Opts::new("sluice_backend_admin_state", help);
+    let states = IntGaugeVec::new(opts, &["service", "backend", "state"])?;
+    for (service, backend) in backends(status) {
+        let labels = [&*service.name, &*backend.name, backend.admin.name()];
+        states.with_label_values(&labels).set(1);
+    }
+    Ok(states)
 }
 
 /// Each frame once: the sum over all labels is what was received.
@@ -311,6 +348,10 @@ mod tests {
             "sluice_flow_capacity 1048576",
             "sluice_flows{state=\"old\"} 1131",
             "sluice_backend_active_flows{backend=\"web-1\",service=\"web\"} 12",
+            "sluice_backend_takes_new_flows{backend=\"web-1\",service=\"web\"} 1",
+            "sluice_backend_admin_state{backend=\"web-1\",service=\"web\",state=\"enabled\"} 1",
+            "sluice_config_generation 7",
+            "sluice_drift_repairs_total 0",
             "sluice_backend_packets_total{backend=\"web-1\",service=\"web\"} 99999",
             "sluice_backend_bytes_total{backend=\"web-1\",service=\"web\"} 12345678",
             "sluice_backend_new_flows_total{backend=\"web-1\",service=\"web\"} 3456",

@@ -16,6 +16,7 @@
 
 mod balancer;
 mod case;
+pub mod control;
 mod frame;
 mod generator;
 mod link;

@@ -25,10 +25,13 @@ pub fn status(status: &api::Status, palette: Palette) -> String {
     };
     let backends: usize = status.services.iter().map(|service| service.backends.len()).sum();
     text += &format!(
-        "\ninstance    {}, sluice {}, daemon since {}\ninterfaces  {}\nflows       {}\n\n",
+        "\ninstance    {}, sluice {}, daemon since {}\nconfig      {}, generation {}\n\
+         interfaces  {}\nflows       {}\n\n",
         status.instance,
         status.version,
         status.since,
+        status.config,
+        status.generation,
         interfaces(status, palette),
         flow_table(&status.flows),
     );
@@ -112,7 +115,7 @@ fn services_with_backends(status: &api::Status, palette: Palette) -> String {
                 (*backend.name).into(),
                 backend.address.to_string().into(),
                 backend.weight.to_string().into(),
-                admin(backend.admin),
+                admin(backend),
                 health(backend.health),
                 short(backend.active_flows).into(),
                 short(backend.new_flows_total).into(),
@@ -204,7 +207,7 @@ pub fn backends<'a>(
                 backend.address.to_string().into(),
                 backend.port.to_string().into(),
                 backend.weight.to_string().into(),
-                admin(backend.admin),
+                admin(backend),
                 health(backend.health),
                 short(backend.active_flows).into(),
                 short(backend.new_flows_total).into(),
@@ -219,12 +222,17 @@ pub fn backends<'a>(
     if empty { "no backend\n".to_owned() } else { table.render(palette) }
 }
 
-fn admin(admin: api::Admin) -> Cell {
-    let tone = match admin {
+fn admin(backend: &api::Backend) -> Cell {
+    let tone = match backend.admin {
         api::Admin::Enabled => Tone::Plain,
         api::Admin::Draining | api::Admin::Drained | api::Admin::Disabled => Tone::Doubtful,
     };
-    Cell::toned(tone, admin.name())
+    let name = backend.admin.name();
+    match (backend.leaving, backend.backup) {
+        (true, _) => Cell::toned(tone, format!("{name}, leaving")),
+        (false, true) => Cell::toned(tone, format!("{name}, backup")),
+        (false, false) => Cell::toned(tone, name),
+    }
 }
 
 fn health(health: api::Health) -> Cell {
@@ -330,6 +338,7 @@ mod tests {
         insta::assert_snapshot!(status(&sample::status(), PLAIN), @"
         forwarding: yes
         instance    default, sluice 0.1.0, daemon since 2026-05-01T07:30:00Z
+        config      /etc/sluice/sluice.toml, generation 7
         interfaces  eth0 (native)
         flows       1,254 of 1,048,576: 3 embryonic, 100 young, 1,131 old, 20 closing
 
@@ -353,6 +362,7 @@ mod tests {
         insta::assert_snapshot!(status(&trouble, PLAIN), @"
         forwarding: NO
         instance    default, sluice 0.1.0, daemon since 2026-05-01T07:30:00Z
+        config      /etc/sluice/sluice.toml, generation 7
         interfaces  eth0 (NOT ATTACHED)
         flows       0 of 1,048,576
 

@@ -6,7 +6,7 @@ use std::{
 };
 
 use anyhow::Result;
-use clap::Parser;
+use clap::{Parser, Subcommand};
 use lb_userspace::datapath;
 use sluice_tests::{
     bench::{self, Extent, Report},
@@ -27,6 +27,24 @@ struct Arguments {
     /// Measure only cases whose name contains this, as `established/ipv4` (and the floors).
     #[arg(long, value_name = "PATTERN")]
     only: Option<String>,
+    #[command(subcommand)]
+    what: Option<What>,
+}
+
+#[derive(Subcommand)]
+enum What {
+    /// What the daemon needs to start, change and apply at scale, in place of packets
+    Control {
+        /// End with one line of JSON.
+        #[arg(long)]
+        json: bool,
+        /// How many services.
+        #[arg(long, default_value_t = 1000)]
+        services: usize,
+        /// Backends of each.
+        #[arg(long, default_value_t = 20)]
+        backends: usize,
+    },
 }
 
 fn main() -> ExitCode {
@@ -35,13 +53,26 @@ fn main() -> ExitCode {
         eprintln!("the bench loads XDP programs: run it as root (sudo)");
         return ExitCode::FAILURE;
     }
-    match measure(&arguments).and_then(|report| show(&arguments, &report)) {
+    let done = match arguments.what {
+        Some(What::Control { json, services, backends }) => control(services, backends, json),
+        None => measure(&arguments).and_then(|report| show(&arguments, &report)),
+    };
+    match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
             ExitCode::FAILURE
         }
     }
+}
+
+fn control(services: usize, backends: usize, json: bool) -> Result<()> {
+    let report = bench::control::run(services, backends)?;
+    print!("{report}");
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
 }
 
 fn measure(arguments: &Arguments) -> Result<Report> {

@@ -86,6 +86,11 @@ impl Sluice {
         self.start()
     }
 
+    /// The daemon's process, if it runs.
+    pub fn pid(&self) -> Option<u32> {
+        self.daemon.as_ref().map(Process::id)
+    }
+
     /// Whether the daemon runs.
     pub fn is_running(&mut self) -> bool {
         self.daemon.as_mut().is_some_and(Process::is_running)
