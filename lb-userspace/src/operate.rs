@@ -22,8 +22,10 @@ use crate::{
     drain::{Admin, Moment},
     intent::{Declared, Intent, Refusal, Take, diff},
     model::{Backend, Desired, Identity, Service},
+    network::Snapshot,
     observe::State,
     reconcile::is_resolved,
+    seed::Seed,
 };
 
 impl State {
@@ -55,26 +57,38 @@ impl State {
         Ok(self.take(next, peer, warnings))
     }
 
-    /// What a file would change, and what would become of the flows of now.
+    /// What a file would change; what follows for the flows of now is for [`Planning`], which
+    /// takes its time without the state.
     ///
     /// # Errors
     /// If it is not valid.
-    pub fn plan(&self, file: &api::ConfigFile) -> Result<api::Plan, Refusal> {
+    pub fn begin_plan(&self, file: &api::ConfigFile) -> Result<Planning, Refusal> {
         let (next, mut warnings) = self.declared(file)?;
         let is_well = |backend: &Backend| is_resolved(&self.next_hops, backend);
         let refused = self.intent.guard(&next, is_well).err().map(|refusal| refusal.to_string());
         let after = next.desired();
         warnings.extend(self.only_at_a_start(&after));
-        let differences = diff(&self.desired, &after);
-        let tables = Tables::of(&self.desired, &after, self);
-        Ok(api::Plan {
-            changes: !differences.is_empty(),
-            differences,
-            flows: self.planned_flows(&after, &tables),
-            slots: tables.moved(),
+        Ok(Planning {
+            before: self.desired.clone(),
+            after,
+            next_hops: self.next_hops.clone(),
+            seed: self.datapath.seed(),
             refused,
             warnings,
         })
+    }
+
+    /// Counts the flows that what is planned would touch.
+    pub fn end_plan(&self, planning: Planning, tables: &Tables) -> api::Plan {
+        let differences = diff(&planning.before, &planning.after);
+        api::Plan {
+            changes: !differences.is_empty(),
+            differences,
+            flows: self.planned_flows(&planning.after, tables),
+            slots: tables.moved(),
+            refused: planning.refused,
+            warnings: planning.warnings,
+        }
     }
 
     fn declared(&self, file: &api::ConfigFile) -> Result<(Intent, Vec<String>), Refusal> {
@@ -198,7 +212,8 @@ impl State {
             }
         }
         let mut oldest: HashMap<usize, u64> = HashMap::new();
-        let scanned = self.datapath.each_flow(|flow| {
+        let of = |backend: u16| of_index.contains_key(&backend);
+        let scanned = self.datapath.each_flow(of, |flow| {
             if let Some(place) = of_index.get(&flow.backend).filter(|_| flow.state.is_active()) {
                 let age = oldest.entry(*place).or_default();
                 *age = (*age).max(flow.age_seconds as u64);
@@ -230,23 +245,26 @@ impl State {
             self.indices().into_iter().map(|(identity, index)| (index, identity)).collect();
         let keys = self.datapath.settings().hash_keys;
         let mut flows = api::PlannedFlows::default();
-        let scanned = self.datapath.each_flow(|flow| {
-            if !flow.state.is_active() {
-                return true;
-            }
-            flows.total += 1;
-            let identity = identities.get(&flow.backend);
-            match identity.and_then(|identity| fates.get(identity)).unwrap_or(&Fate::Kept) {
-                Fate::Kept => {
-                    flows.flows_kept += 1;
-                    let moves = identity.is_some_and(|owner| tables.moves(*owner, flow, &keys));
-                    flows.flows_moved += u64::from(moves);
+        let scanned = self.datapath.each_flow(
+            |_| true,
+            |flow| {
+                if !flow.state.is_active() {
+                    return true;
                 }
-                Fate::Drained => flows.flows_drained += 1,
-                Fate::Cut => flows.flows_cut += 1,
-            }
-            true
-        });
+                flows.total += 1;
+                let identity = identities.get(&flow.backend);
+                match identity.and_then(|identity| fates.get(identity)).unwrap_or(&Fate::Kept) {
+                    Fate::Kept => {
+                        flows.flows_kept += 1;
+                        let moves = identity.is_some_and(|owner| tables.moves(*owner, flow, &keys));
+                        flows.flows_moved += u64::from(moves);
+                    }
+                    Fate::Drained => flows.flows_drained += 1,
+                    Fate::Cut => flows.flows_cut += 1,
+                }
+                true
+            },
+        );
         if let Err(error) = scanned {
             tracing::warn!("can't look at the flows: {error:#}");
         }
@@ -272,8 +290,18 @@ impl Fate {
     }
 }
 
+/// A plan in the making.
+pub struct Planning {
+    before: Desired,
+    after: Desired,
+    next_hops: Snapshot,
+    seed: Seed,
+    refused: Option<String>,
+    warnings: Vec<String>,
+}
+
 /// Maglev tables as they would be, by owner, of the services that would change.
-struct Tables {
+pub struct Tables {
     by_vip: HashMap<SocketAddr, Table>,
 }
 
@@ -284,45 +312,48 @@ struct Table {
     moved: u64,
 }
 
-impl Tables {
-    fn of(before: &Desired, after: &Desired, state: &State) -> Self {
-        let seed = state.datapath.seed();
-        let is_well = |backend: &Backend| is_resolved(&state.next_hops, backend);
-        let owners = |service: &Service| -> Vec<Option<Identity>> {
-            let takes = choose(service, is_well).takes;
-            let taking: Vec<&Backend> =
-                service.backends.iter().zip(takes).filter(|(_, t)| *t).map(|(b, _)| b).collect();
-            let members: Vec<Member> = (1..)
-                .zip(&taking)
-                .map(|(number, backend)| Member {
-                    backend: number,
-                    weight: backend.weight,
-                    hashes: seed.name_hashes(&backend.name),
-                })
-                .collect();
-            let mut slots = vec![0; service.slots as usize];
-            maglev::fill(&members, &mut slots, &mut vec![Progress::default(); members.len()]);
-            let owner = |slot: u16| taking.get(usize::from(slot).wrapping_sub(1));
-            slots.into_iter().map(|slot| Some(service.identity(owner(slot)?))).collect()
-        };
-        let old: HashMap<_, _> = before.services.iter().map(|s| (s.vip, s)).collect();
+impl Planning {
+    /// The tables of the services that would change: some milliseconds each.
+    pub fn tables(&self) -> Tables {
+        let old: HashMap<_, _> = self.before.services.iter().map(|s| (s.vip, s)).collect();
         let mut by_vip = HashMap::new();
-        for service in after.services.iter().filter(|service| !service.leaving) {
+        for service in self.after.services.iter().filter(|service| !service.leaving) {
             let Some(was) = old.get(&service.vip).filter(|was| **was != service) else { continue };
-            let (was, is) = (owners(was), owners(service));
-            let differ = |slot: usize| was.get(slot) != is.get(slot);
-            let moved = (0..is.len()).filter(|slot| differ(*slot)).count() as u64;
+            let (was, is) = (self.owners(was), self.owners(service));
+            let differ = |slot: &usize| was.get(*slot) != is.get(*slot);
             let table = Table {
                 service: service.name.clone(),
                 affinity: service.affinity,
+                moved: (0..is.len()).filter(differ).count() as u64,
                 owners: is,
-                moved,
             };
             by_vip.insert(service.vip, table);
         }
-        Self { by_vip }
+        Tables { by_vip }
     }
 
+    /// Who would have each slot.
+    fn owners(&self, service: &Service) -> Vec<Option<Identity>> {
+        let takes = choose(service, |backend| is_resolved(&self.next_hops, backend)).takes;
+        let with = service.backends.iter().zip(takes);
+        let taking: Vec<&Backend> = with.filter(|(_, takes)| *takes).map(|(b, _)| b).collect();
+        let members: Vec<Member> = (1..)
+            .zip(&taking)
+            .map(|(number, backend)| Member {
+                backend: number,
+                weight: backend.weight,
+                hashes: self.seed.name_hashes(&backend.name),
+            })
+            .collect();
+        let mut slots = vec![0; service.slots as usize];
+        maglev::fill(&members, &mut slots, &mut vec![Progress::default(); members.len()]);
+        let identities: Vec<Identity> = taking.iter().map(|b| service.identity(b)).collect();
+        let owner = |slot: u16| identities.get(usize::from(slot).wrapping_sub(1)).copied();
+        slots.into_iter().map(owner).collect()
+    }
+}
+
+impl Tables {
     fn moved(&self) -> Vec<api::PlannedSlots> {
         let changed = self.by_vip.values().filter(|table| table.moved > 0);
         let mut slots: Vec<_> = changed
@@ -383,5 +414,60 @@ fn drain(service: &Service, backend: &Backend, now: Moment) -> Option<api::Drain
             new_flows_since_drain: end.new_flows,
             ..told(api::Admin::Drained, end.since, end.until)
         }),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{config, datapath::FlowView, model::sample};
+
+    fn planning(change: impl Fn(&mut Service)) -> Planning {
+        let text = "[dataplane]\ninterfaces = [\"eth0\"]\n";
+        let mut before = config::parse(text, "lb.toml").expect("valid");
+        before.services = vec![sample::service("web", 4)];
+        let mut after = before.clone();
+        change(&mut after.services[0]);
+        Planning {
+            before,
+            after,
+            next_hops: Snapshot::default(),
+            seed: Seed::from_text("always the same"),
+            refused: None,
+            warnings: Vec::new(),
+        }
+    }
+
+    #[test]
+    fn a_plan_knows_which_slots_would_move() {
+        assert_eq!(planning(|_| ()).tables().moved(), []);
+        let fewer = planning(|service| service.backends[3].admin = Admin::Disabled);
+        let moved = &fewer.tables().moved()[0];
+        let share = moved.moved as f64 / moved.slots as f64;
+        assert!((0.24..0.36).contains(&share), "{moved:?}");
+    }
+
+    #[test]
+    fn a_plan_knows_which_flows_only_the_table_holds() {
+        let fewer = planning(|service| service.backends[3].admin = Admin::Disabled);
+        let (whole, tables) = (fewer.owners(&fewer.before.services[0]), fewer.tables());
+        let keys = fewer.seed.hash_keys();
+        let vip = fewer.before.services[0].vip;
+        let mut moved = 0;
+        for port in 1..=2000 {
+            let client = SocketAddr::new([198, 51, 100, 7].into(), port);
+            let flow = FlowView {
+                client,
+                vip_port: vip.port(),
+                backend: 1,
+                state: lb_common::flow::State::Old,
+                age_seconds: 1.0,
+                idle_seconds: 0.0,
+            };
+            let slot = maglev::slot_of(flow.hash(vip.ip(), &keys), whole.len() as u32);
+            let owner = whole[slot as usize].expect("somebody");
+            moved += u32::from(tables.moves(owner, &flow, &keys));
+        }
+        assert!((480..720).contains(&moved), "{moved} of 2000");
     }
 }

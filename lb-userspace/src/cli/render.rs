@@ -114,7 +114,7 @@ fn services_with_backends(status: &api::Status, palette: Palette) -> String {
             table.row(first.into_iter().chain([
                 (*backend.name).into(),
                 backend.address.to_string().into(),
-                backend.weight.to_string().into(),
+                weight(backend).into(),
                 admin(backend),
                 health(backend.health),
                 short(backend.active_flows).into(),
@@ -206,7 +206,7 @@ pub fn backends<'a>(
                 (*backend.name).into(),
                 backend.address.to_string().into(),
                 backend.port.to_string().into(),
-                backend.weight.to_string().into(),
+                weight(backend).into(),
                 admin(backend),
                 health(backend.health),
                 short(backend.active_flows).into(),
@@ -220,6 +220,16 @@ pub fn backends<'a>(
         }
     }
     if empty { "no backend\n".to_owned() } else { table.render(palette) }
+}
+
+/// What holds; and what the file says, if that is something else.
+fn weight(backend: &api::Backend) -> String {
+    match backend.declared_weight {
+        Some(declared) if declared != backend.weight => {
+            format!("{} (file: {declared})", backend.weight)
+        }
+        _ => backend.weight.to_string(),
+    }
 }
 
 fn admin(backend: &api::Backend) -> Cell {

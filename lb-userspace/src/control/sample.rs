@@ -124,6 +124,7 @@ pub fn status() -> api::Status {
                     },
                     api::Backend {
                         weight: 50,
+                        declared_weight: Some(50),
                         health: api::Health::Unreachable,
                         next_hop: "no answer to ARP on eth0".to_owned(),
                         reset_flows_total: 7,

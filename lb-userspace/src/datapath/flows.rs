@@ -144,14 +144,24 @@ impl FlowMemory {
         sweep(self.words.words(), limits, tick_of(settings, u64::from(now)))
     }
 
-    /// Hands every flow to `each`, until that has enough.
-    pub fn each(&self, settings: &Settings, now: u32, mut each: impl FnMut(&FlowView) -> bool) {
+    /// Hands every flow of the backends that `of` names to `each`, until that has enough.
+    pub fn each(
+        &self,
+        settings: &Settings,
+        now: u32,
+        of: impl Fn(u16) -> bool,
+        mut each: impl FnMut(&FlowView) -> bool,
+    ) {
         let tick = tick_of(settings, u64::from(now));
         let tick_seconds = clock::seconds(1 << settings.tick_shift, settings.hz);
         let records = self.records.words().chunks_exact(RECORD_WORDS);
         for (word, record) in self.words.words().iter().zip(records) {
             let entry = Entry(word.load(Ordering::Relaxed));
             if matches!(entry.state(), State::Free) || entry.is_expired(tick, settings) {
+                continue;
+            }
+            // The record is another cache line, for each flow.
+            if !of(entry.backend()) {
                 continue;
             }
             let record = read_record(record);

@@ -231,9 +231,17 @@ impl Datapath {
         Ok(self.flows.sweep(&self.settings, limits, clock::now(&self.clock)?))
     }
 
-    /// Every flow, as `each` is handed them; it returns whether to go on.
-    pub fn each_flow(&self, each: impl FnMut(&FlowView) -> bool) -> Result<()> {
-        self.flows.each(&self.settings, clock::now(&self.clock)?, each);
+    /// Every flow of the backends that `of` names, as `each` is handed them; it returns whether to
+    /// go on.
+    ///
+    /// # Errors
+    /// If the kernel does not tell the time.
+    pub fn each_flow(
+        &self,
+        of: impl Fn(u16) -> bool,
+        each: impl FnMut(&FlowView) -> bool,
+    ) -> Result<()> {
+        self.flows.each(&self.settings, clock::now(&self.clock)?, of, each);
         Ok(())
     }
 }

@@ -8,18 +8,20 @@ use super::{State, status::names};
 use crate::{control::api, datapath::FlowView};
 
 pub(super) fn flows(state: &State, filter: &api::FlowFilter) -> api::Flows {
-    let names = names(state);
+    let mut names = names(state);
+    names.retain(|_, (service, backend, _)| {
+        filter.service.as_ref().is_none_or(|wanted| wanted == service)
+            && filter.backend.as_ref().is_none_or(|wanted| wanted == backend)
+    });
     let limit = filter.limit();
     let mut listed = Vec::new();
     let mut matching = 0;
     let mut by_state = [0u64; flow::State::ALL.len() + 1];
     let mut by_backend: BTreeMap<(&str, &str), u64> = BTreeMap::new();
-    let scanned = state.datapath.each_flow(|flow: &FlowView| {
+    let of = |backend: u16| names.contains_key(&backend);
+    let scanned = state.datapath.each_flow(of, |flow: &FlowView| {
         let Some((service, backend, vip)) = names.get(&flow.backend) else { return true };
-        let matches = filter.service.as_ref().is_none_or(|wanted| wanted == service)
-            && filter.backend.as_ref().is_none_or(|wanted| wanted == backend)
-            && filter.client.is_none_or(|wanted| wanted == flow.client.ip());
-        if !matches {
+        if filter.client.is_some_and(|wanted| wanted != flow.client.ip()) {
             return true;
         }
         matching += 1;

@@ -72,7 +72,9 @@ impl Control for Observed {
     }
 
     fn plan(&self, file: &api::ConfigFile) -> Result<api::Plan, Refusal> {
-        self.lock().plan(file)
+        let planning = self.lock().begin_plan(file)?;
+        let tables = planning.tables();
+        Ok(self.lock().end_plan(planning, &tables))
     }
 
     fn apply(&self, file: &api::ConfigFile, peer: &Peer) -> Result<api::Changed, Refusal> {
