@@ -44,8 +44,8 @@ pub mod ethernet {
 }
 
 /// IPv4 without options (RFC 791 §3.1).
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
 pub struct Ipv4 {
     /// Version, 4, and header length in units of 4 bytes.
     pub version_length: u8,
@@ -79,8 +79,8 @@ impl Ipv4 {
 }
 
 /// IPv6's fixed header (RFC 8200 §3).
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
 pub struct Ipv6 {
     /// Version, 6; traffic class; flow label.
     pub version_class_label: [u8; 4],
@@ -110,8 +110,8 @@ impl Ipv6 {
 }
 
 /// TCP without options (RFC 9293 §3.1).
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
-#[repr(C)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C, align(4))]
 pub struct Tcp {
     /// From which port.
     pub source: [u8; 2],

@@ -18,9 +18,6 @@ use crate::{
     wire::{self, Ipv4, Ipv6, Macs, ethernet},
 };
 
-/// Bytes of VLAN tags and type field that may stand behind the MAC addresses.
-const TAGS: usize = ethernet::MAX_TAGS * ethernet::TAG_LEN + 2;
-
 /// Puts the packet into another one addressed to the backend.
 ///
 /// # Errors
@@ -36,34 +33,50 @@ pub fn rewrite<F: Frame>(
 ) -> Result<(), Reason> {
     match backend.address.to_v4() {
         Some(destination) => {
-            let header = outer_v4(segment, egress, hash, destination);
-            encapsulate(frame, segment, backend, macs, (ethernet::IPV4, header))
+            let header: [u32; Ipv4::LEN / 4] =
+                zerocopy::transmute!(outer_v4(segment, egress, hash, destination));
+            encapsulate(frame, segment, backend, macs, ethernet::IPV4, header)
         }
         None => {
-            let header = outer_v6(segment, egress, hash, backend.address);
-            encapsulate(frame, segment, backend, macs, (ethernet::IPV6, header))
+            let header: [u32; Ipv6::LEN / 4] =
+                zerocopy::transmute!(outer_v6(segment, egress, hash, backend.address));
+            encapsulate(frame, segment, backend, macs, ethernet::IPV6, header)
         }
     }
 }
 
+/// What stands before the packet in an untagged frame.
+#[derive(IntoBytes, Immutable)]
+#[repr(C, packed)]
+struct Front<const WORDS: usize> {
+    macs: l2::Words,
+    kind: [u8; 2],
+    header: [u32; WORDS],
+}
+
 #[inline(always)]
-fn encapsulate<F: Frame, H: IntoBytes + Immutable>(
+fn encapsulate<F: Frame, const WORDS: usize>(
     frame: &mut F,
     segment: &Segment,
     backend: &Backend,
     macs: Macs,
-    (kind, header): ([u8; 2], H),
+    kind: [u8; 2],
+    header: [u32; WORDS],
 ) -> Result<(), Reason> {
-    let length = size_of::<H>() + usize::from(segment.ip_length);
+    let more = size_of_val(&header);
     let mtu = usize::from(backend.mtu);
-    if mtu != 0 && length > mtu {
+    if mtu != 0 && more + usize::from(segment.ip_length) > mtu {
         return Err(Reason::TooBig);
     }
     let l3 = usize::from(segment.l3);
-    // Tags and type move along whole, however many there are: what they overwrite is
-    // written after them.
-    let tags: [u8; TAGS] = frame.read(ethernet::TYPE).ok_or(Reason::Truncated)?;
-    frame.grow_front(size_of::<H>()).ok_or(Reason::NoHeadroom)?;
+    if l3 == ethernet::LEN {
+        frame.grow_front(more).ok_or(Reason::NoHeadroom)?;
+        let front = Front { macs: macs.into(), kind, header };
+        return frame.write(0, front).ok_or(Reason::Truncated);
+    }
+    // Two tags at most. What they overwrite if there are fewer is written after them.
+    let tags: u64 = frame.read(ethernet::TYPE).ok_or(Reason::Truncated)?;
+    frame.grow_front(more).ok_or(Reason::NoHeadroom)?;
     l2::rewrite(frame, macs)
         .and_then(|()| frame.write(ethernet::TYPE, tags))
         .and_then(|()| frame.write(l3 - 2, kind))

@@ -1,12 +1,34 @@
 //! Direct routing: new MAC addresses, everything behind them untouched.
 
+use zerocopy::{Immutable, IntoBytes};
+
 use crate::{frame::Frame, wire::Macs};
+
+/// Both addresses as words: arrays of six bytes would be written byte by byte.
+#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[repr(C, packed)]
+pub(super) struct Words {
+    first: u64,
+    second: u32,
+}
+
+impl From<Macs> for Words {
+    #[inline(always)]
+    fn from(macs: Macs) -> Self {
+        let [a, b, c, d, e, f] = macs.destination;
+        let [g, h, i, j, k, l] = macs.source;
+        Self {
+            first: u64::from_ne_bytes([a, b, c, d, e, f, g, h]),
+            second: u32::from_ne_bytes([i, j, k, l]),
+        }
+    }
+}
 
 /// Writes the frame's addresses. VLAN tags stay: the backend is on the client's VLAN, or the
 /// switch sees to it.
 #[inline(always)]
 pub fn rewrite<F: Frame>(frame: &mut F, macs: Macs) -> Option<()> {
-    frame.write(0, macs)
+    frame.write(0, Words::from(macs))
 }
 
 #[cfg(test)]
