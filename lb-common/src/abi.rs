@@ -9,8 +9,9 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{address::Address, counters, flow};
 
-/// Changes with any change of a map's name, capacity, key or value below.
-pub const ABI_VERSION: u32 = 1;
+/// Changes with any change of a map's name, capacity, key or value below, and of what a value
+/// means: of the hash that flows are found by, of a VIP's place in the filter.
+pub const ABI_VERSION: u32 = 2;
 
 /// How many of each thing one instance can hold.
 pub mod capacity {
