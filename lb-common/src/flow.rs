@@ -134,7 +134,8 @@ impl Kind {
 }
 
 /// One word of the table.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
+#[repr(transparent)]
 pub struct Entry(pub u64);
 
 /// What a packet does to the flow it belongs to.
@@ -194,14 +195,26 @@ impl Entry {
         u64::from(self.age(tick)) > idle_limit(self.0, settings)
     }
 
+    /// Whether the fingerprint is the hash's: a free entry's may be, too.
     #[inline(always)]
-    const fn matches(self, hash: u64) -> bool {
-        (self.0 ^ hash) >> FINGERPRINT_SHIFT == 0 && self.0 & STATE_MASK != 0
+    const fn is_marked(self, hash: u64) -> bool {
+        (self.0 ^ hash) >> FINGERPRINT_SHIFT == 0
     }
 
     #[inline(always)]
     const fn with(self, tick: u8, state: State) -> Self {
         Self(self.0 >> BACKEND_SHIFT << BACKEND_SHIFT | (tick as u64) << TICK_SHIFT | state as u64)
+    }
+
+    /// Whether a packet with these flags, now, leaves the entry as it is: what most packets do.
+    /// Otherwise [`Self::next`] tells.
+    #[inline(always)]
+    pub const fn is_settled(self, flags: u8, tick: u8) -> bool {
+        // Tick and state stand side by side at the end of the word: one comparison for both.
+        let first = Entry::new(0, 0, tick, State::Young).0;
+        let last = Entry::new(0, 0, tick, State::Closing).0;
+        let found = self.0 & ((1 << BACKEND_SHIFT) - 1);
+        flags & (Tcp::SYN | Tcp::FIN | Tcp::RST) == 0 && found.wrapping_sub(first) <= last - first
     }
 
     /// The state machine: what a packet of this kind, now, makes of the flow.
@@ -247,12 +260,18 @@ impl Entry {
 }
 
 /// A flow found in its group.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
+#[repr(C)]
 pub struct Found {
     /// Where: below [`GROUP`].
     pub index: usize,
     /// What.
     pub entry: Entry,
+}
+
+impl Found {
+    /// No flow: its entry is free.
+    pub const NOTHING: Self = Self { index: 0, entry: Entry(0) };
 }
 
 /// First word of a flow's primary line.
@@ -271,11 +290,17 @@ pub const fn group_index(hash: u64, settings: &Settings) -> u32 {
 #[inline(always)]
 pub fn find<W: Words>(group: &W, hash: u64) -> Option<Found> {
     let first = primary(hash);
-    for place in 0..GROUP {
-        let index = first ^ place;
-        let entry = Entry(group.load(index));
-        if entry.matches(hash) {
-            return Some(Found { index, entry });
+    find_in_line(group, hash, first).or_else(|| find_in_line(group, hash, first ^ LINE))
+}
+
+/// Looks a flow up in one line, which begins at `first`.
+#[inline(always)]
+fn find_in_line<W: Words>(group: &W, hash: u64, first: usize) -> Option<Found> {
+    for place in 0..LINE {
+        let entry = Entry(group.load(first ^ place));
+        if entry.is_marked(hash) {
+            // Where it is free, it was taken for a flow whose fingerprint is zero: one in 2^37.
+            return (entry.0 & STATE_MASK != 0).then_some(Found { index: first ^ place, entry });
         }
     }
     None
@@ -328,14 +353,15 @@ fn idle_limit(word: u64, settings: &Settings) -> u64 {
     u64::from_le_bytes(settings.idle_ticks) >> ((word & STATE_MASK) * 8) & 0xff
 }
 
-/// Class, age and index of a word, comparable as one number.
+/// Class, age and index of a word, comparable as one number: of equals the first is best, so that
+/// it is found soon.
 #[inline(always)]
 fn score(word: u64, index: usize, tick: u8, settings: &Settings) -> u64 {
     let age = u64::from(tick.wrapping_sub((word >> TICK_SHIFT) as u8));
     let expired = sign_mask(idle_limit(word, settings).wrapping_sub(age));
     let class = CLASS_BY_STATE >> ((word & STATE_MASK) * 4) & 0x7;
     let class = class & !expired | CLASS_FREE & expired;
-    class << SCORE_CLASS_SHIFT | age << SCORE_AGE_SHIFT | index as u64
+    class << SCORE_CLASS_SHIFT | age << SCORE_AGE_SHIFT | (index ^ (GROUP - 1)) as u64
 }
 
 /// The best place for a new flow in one line.
@@ -372,7 +398,7 @@ pub fn insert<W: Words>(
             best = buddy;
         }
     }
-    let index = best as usize & (GROUP - 1);
+    let index = !best as usize & (GROUP - 1);
     // The word may have changed since it was scored: what counts is what the exchange finds.
     let seen = group.load(index);
     if score(seen, index, tick, settings) >> SCORE_CLASS_SHIFT < lowest {

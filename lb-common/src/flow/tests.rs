@@ -67,7 +67,7 @@ fn every_transition_is_as_written_here() {
                 Step::Keep(after) if after == before && silence != 0 => "same",
                 Step::Keep(after) => {
                     assert_eq!(after.backend(), 77);
-                    assert!(after.matches(hash(9, false)));
+                    assert!(after.is_marked(hash(9, false)));
                     assert_eq!(after.tick(), NOW);
                     after.state().name()
                 }
@@ -155,8 +155,8 @@ proptest! {
     ) {
         let entry = Entry::new(hash, backend, tick, state);
         prop_assert_eq!((entry.backend(), entry.tick(), entry.state()), (backend, tick, state));
-        prop_assert!(entry.matches(hash));
-        prop_assert!(!entry.matches(hash ^ 1 << FINGERPRINT_SHIFT));
+        prop_assert!(entry.is_marked(hash));
+        prop_assert!(!entry.is_marked(hash ^ 1 << FINGERPRINT_SHIFT));
         prop_assert_eq!(entry.age(tick.wrapping_add(later)), later);
     }
 
