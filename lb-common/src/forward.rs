@@ -71,7 +71,9 @@ pub fn apply<F: Frame, T: Tables>(
 ) -> Action {
     match verdict {
         Verdict::Leave(reason) => leave(tables, reason),
-        Verdict::Reset(reason) => match reset::rewrite(frame, segment) {
+        // A copy, made here only: what a function looks at must lie on the stack, and of a
+        // segment that is forwarded nothing need.
+        Verdict::Reset(reason) => match reset::rewrite(frame, &{ *segment }) {
             Some(()) => {
                 tables.count_reason(reason);
                 Action::Transmit

@@ -19,10 +19,12 @@ use crate::{
     address::Address,
     counters::Event,
     flow::{self, Entry, GROUP, State, Words},
+    frame::Frame,
     hash,
     parse::Segment,
     reason::Reason,
     service,
+    steer::Stages,
     tables::Tables,
 };
 
@@ -198,6 +200,8 @@ impl Words for HostGroup {
             .is_ok()
     }
 }
+
+impl<F: Frame> Stages<F> for HostTables {}
 
 impl Tables for HostTables {
     type Group = HostGroup;

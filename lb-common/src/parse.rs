@@ -4,6 +4,8 @@
 //! and the destination; only if that is a VIP the rest is read. Before, nothing is dropped:
 //! what nobody can prove to be ours is the kernel's to judge.
 
+use zerocopy::{FromBytes, Immutable, IntoBytes};
+
 use crate::{
     address::Address,
     frame::Frame,
@@ -17,7 +19,8 @@ const MAX_EXTENSION_HEADERS: usize = 8;
 const MAX_EXTENSION_BYTES: usize = 1024;
 
 /// IP version.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
+#[repr(u16)]
 pub enum Family {
     /// RFC 791.
     Ipv4,
@@ -37,8 +40,9 @@ pub struct Located {
 }
 
 /// A whole TCP segment in one IP packet. Small, because the kernel program's stack is, and in
-/// this order, because the verifier wants every access there aligned.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+/// this order without padding, because the verifier wants every access there aligned and every
+/// byte written.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Segment {
     /// The client.
@@ -51,20 +55,20 @@ pub struct Segment {
     pub l3: u16,
     /// Offset of the TCP header.
     pub l4: u16,
+    /// Bytes of the IP packet, its headers included.
+    pub ip_length: u16,
+    /// Bytes of TCP payload.
+    pub payload: u16,
     /// IP version.
     pub family: Family,
     /// TCP flags.
     pub flags: u8,
     /// DSCP and ECN: IPv4's type of service, IPv6's traffic class.
     pub traffic_class: u8,
-    /// Bytes of the IP packet, its headers included.
-    pub ip_length: u16,
-    /// Bytes of TCP payload.
-    pub payload: u16,
 }
 
 /// Ports, in network order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
 #[repr(C, align(4))]
 pub struct Ports {
     /// The client's.
@@ -87,6 +91,85 @@ impl Ports {
 /// The reason to pass the frame to the kernel.
 #[inline(always)]
 pub fn locate<F: Frame>(frame: &F) -> Result<Located, Reason> {
+    let (l3, family) = network(frame)?;
+    let destination = match family {
+        Family::Ipv4 => Address::v4(frame.read::<Ipv4>(l3).ok_or(Reason::Runt)?.destination),
+        Family::Ipv6 => ipv6_destination(&frame.read(l3).ok_or(Reason::Runt)?)?,
+    };
+    Ok(Located { l3, family, destination })
+}
+
+/// The headers of most frames, without VLAN tags and IP options; without the first two bytes,
+/// so that all others are aligned.
+#[derive(FromBytes)]
+#[repr(C)]
+struct Plain<H> {
+    _macs: [u8; ethernet::TYPE - PLAIN],
+    kind: [u8; 2],
+    ip: H,
+    tcp: Tcp,
+}
+
+/// Where [`Plain`] begins.
+const PLAIN: usize = 2;
+
+/// What one look at a frame tells.
+pub enum Glance {
+    /// All there is to know.
+    Segment(Segment),
+    /// It is not for a VIP.
+    NotVip,
+    /// Nothing: [`segment`] is to be asked.
+    Odd,
+}
+
+/// Reads the TCP segment in a frame without VLAN tags and IP options whose destination
+/// `is_vip`: one look at places that are known costs half of three looks at places to be found.
+#[inline(always)]
+pub fn glance<F: Frame>(frame: &F, is_vip: impl Fn(Address) -> bool) -> Glance {
+    let whole = |packet: Packet, tcp| packet.fits(frame).and_then(|()| packet.segment(tcp));
+    let found = if let Some(plain) = frame.read::<Plain<Ipv4>>(PLAIN)
+        && plain.kind == ethernet::IPV4
+        && plain.ip.version_length == 0x45
+    {
+        ipv4(&plain.ip, ethernet::LEN, is_vip).and_then(|packet| whole(packet, &plain.tcp))
+    } else if let Some(plain) = frame.read::<Plain<Ipv6>>(PLAIN)
+        && plain.kind == ethernet::IPV6
+        && plain.ip.next_header == wire::TCP
+    {
+        ipv6(&plain.ip, ethernet::LEN, is_vip, |_| Ok(0))
+            .and_then(|packet| whole(packet, &plain.tcp))
+    } else {
+        return Glance::Odd;
+    };
+    match found {
+        Ok(segment) => Glance::Segment(segment),
+        Err(Reason::NotVip) => Glance::NotVip,
+        Err(_) => Glance::Odd,
+    }
+}
+
+/// Reads the TCP segment in any frame whose destination `is_vip`.
+///
+/// # Errors
+/// The reason to pass or drop the frame, as its class says.
+#[inline(always)]
+pub fn segment<F: Frame>(frame: &F, is_vip: impl Fn(Address) -> bool) -> Result<Segment, Reason> {
+    let (l3, family) = network(frame)?;
+    let packet = match family {
+        Family::Ipv4 => ipv4(&frame.read(l3).ok_or(Reason::Runt)?, l3, is_vip)?,
+        Family::Ipv6 => {
+            let skip = |next_header| skip_extension_headers(frame, l3 + Ipv6::LEN, next_header);
+            ipv6(&frame.read(l3).ok_or(Reason::Runt)?, l3, is_vip, skip)?
+        }
+    };
+    packet.fits(frame)?;
+    packet.segment(&frame.read(packet.l4).ok_or(Reason::Truncated)?)
+}
+
+/// Offset and version of the IP header, by the EtherType.
+#[inline(always)]
+fn network<F: Frame>(frame: &F) -> Result<(usize, Family), Reason> {
     let mut offset = ethernet::TYPE;
     let mut kind: [u8; 2] = frame.read(offset).ok_or(Reason::Runt)?;
     for _ in 0..ethernet::MAX_TAGS {
@@ -96,49 +179,33 @@ pub fn locate<F: Frame>(frame: &F) -> Result<Located, Reason> {
         offset += ethernet::TAG_LEN;
         kind = frame.read(offset).ok_or(Reason::Runt)?;
     }
-    let l3 = offset + 2;
-    if kind == ethernet::IPV4 {
-        let header: Ipv4 = frame.read(l3).ok_or(Reason::Runt)?;
-        Ok(Located { l3, family: Family::Ipv4, destination: Address::v4(header.destination) })
-    } else if kind == ethernet::IPV6 {
-        let header: Ipv6 = frame.read(l3).ok_or(Reason::Runt)?;
-        let destination = Address::v6(header.destination);
-        // On the wire an IPv4-mapped address has no place (RFC 4291 §2.5.5.2, RFC 6890), and
-        // here it would pass for the IPv4 VIP.
-        if destination.is_v4() {
-            return Err(Reason::NotVip);
-        }
-        Ok(Located { l3, family: Family::Ipv6, destination })
-    } else {
-        Err(Reason::NotIp)
+    match kind {
+        ethernet::IPV4 => Ok((offset + 2, Family::Ipv4)),
+        ethernet::IPV6 => Ok((offset + 2, Family::Ipv6)),
+        _ => Err(Reason::NotIp),
     }
 }
 
-/// Reads the TCP segment in a frame whose destination `is_vip`.
-///
-/// # Errors
-/// The reason to pass or drop the frame, as its class says.
+/// What both families tell of a packet.
+#[derive(Clone, Copy)]
+struct Packet {
+    l3: usize,
+    l4: usize,
+    family: Family,
+    source: Address,
+    destination: Address,
+    traffic_class: u8,
+    length: u16,
+}
+
 #[inline(always)]
-pub fn segment<F: Frame>(
-    frame: &F,
-    is_vip: impl FnOnce(Address) -> bool,
-) -> Result<Segment, Reason> {
-    let located = locate(frame)?;
-    if !is_vip(located.destination) {
+fn ipv4(header: &Ipv4, l3: usize, is_vip: impl Fn(Address) -> bool) -> Result<Packet, Reason> {
+    let destination = Address::v4(header.destination);
+    if !is_vip(destination) {
         return Err(Reason::NotVip);
     }
-    match located.family {
-        Family::Ipv4 => segment_in_ipv4(frame, located),
-        Family::Ipv6 => segment_in_ipv6(frame, located),
-    }
-}
-
-#[inline(always)]
-fn segment_in_ipv4<F: Frame>(frame: &F, located: Located) -> Result<Segment, Reason> {
-    let l3 = located.l3;
-    let header: Ipv4 = frame.read(l3).ok_or(Reason::Runt)?;
-    let header_length = usize::from(header.version_length & 0x0f) * 4;
-    if header.version_length >> 4 != 4 || header_length < Ipv4::LEN {
+    // Version 4, and 5 to 15 words of header.
+    if !matches!(header.version_length, 0x45..=0x4f) {
         return Err(Reason::BadIpHeader);
     }
     if header.protocol != wire::TCP {
@@ -147,35 +214,52 @@ fn segment_in_ipv4<F: Frame>(frame: &F, located: Located) -> Result<Segment, Rea
     if u16::from_be_bytes(header.fragment) & Ipv4::FRAGMENTED != 0 {
         return Err(Reason::Fragment);
     }
-    let ip = IpPart {
-        l4: l3 + header_length,
+    Ok(Packet {
+        l3,
+        l4: l3 + usize::from(header.version_length & 0x0f) * 4,
+        family: Family::Ipv4,
         source: Address::v4(header.source),
+        destination,
         traffic_class: header.traffic_class,
-        ip_length: u16::from_be_bytes(header.length),
-    };
-    segment_at(frame, located, ip)
+        length: u16::from_be_bytes(header.length),
+    })
 }
 
+/// `skip` tells how many bytes of extension headers follow, by what the first header is.
 #[inline(always)]
-fn segment_in_ipv6<F: Frame>(frame: &F, located: Located) -> Result<Segment, Reason> {
-    let l3 = located.l3;
-    let header: Ipv6 = frame.read(l3).ok_or(Reason::Runt)?;
+fn ipv6(
+    header: &Ipv6,
+    l3: usize,
+    is_vip: impl Fn(Address) -> bool,
+    skip: impl Fn(u8) -> Result<usize, Reason>,
+) -> Result<Packet, Reason> {
+    let destination = ipv6_destination(header)?;
+    if !is_vip(destination) {
+        return Err(Reason::NotVip);
+    }
     let [version_class, class_label, ..] = header.version_class_label;
     if version_class >> 4 != 6 {
         return Err(Reason::BadIpHeader);
     }
     let payload_length = u16::from_be_bytes(header.payload_length);
-    let Some(ip_length) = payload_length.checked_add(Ipv6::LEN as u16) else {
-        return Err(Reason::BadLength);
-    };
-    let start = l3 + Ipv6::LEN;
-    let ip = IpPart {
-        l4: start + skip_extension_headers(frame, start, header.next_header)?,
+    let length = payload_length.checked_add(Ipv6::LEN as u16).ok_or(Reason::BadLength)?;
+    Ok(Packet {
+        l3,
+        l4: l3 + Ipv6::LEN + skip(header.next_header)?,
+        family: Family::Ipv6,
         source: Address::v6(header.source),
+        destination,
         traffic_class: version_class << 4 | class_label >> 4,
-        ip_length,
-    };
-    segment_at(frame, located, ip)
+        length,
+    })
+}
+
+/// On the wire an IPv4-mapped address has no place (RFC 4291 §2.5.5.2, RFC 6890), and here it
+/// would pass for the IPv4 VIP.
+#[inline(always)]
+fn ipv6_destination(header: &Ipv6) -> Result<Address, Reason> {
+    let destination = Address::v6(header.destination);
+    if destination.is_v4() { Err(Reason::NotVip) } else { Ok(destination) }
 }
 
 /// Bytes of extension headers between the fixed header and TCP.
@@ -219,48 +303,46 @@ fn skip_extension_headers<F: Frame>(
     if next_header == wire::TCP { Ok(skipped) } else { Err(Reason::ExtensionHeaders) }
 }
 
-/// What both families tell of a packet.
-#[derive(Clone, Copy)]
-struct IpPart {
-    l4: usize,
-    source: Address,
-    traffic_class: u8,
-    ip_length: u16,
-}
+impl Packet {
+    /// Whether all of it is in its frame.
+    #[inline(always)]
+    fn fits<F: Frame>(&self, frame: &F) -> Result<(), Reason> {
+        if self.l3 + usize::from(self.length) > frame.len() {
+            return Err(Reason::BadLength);
+        }
+        Ok(())
+    }
 
-#[inline(always)]
-fn segment_at<F: Frame>(frame: &F, located: Located, ip: IpPart) -> Result<Segment, Reason> {
-    let IpPart { l4, source, traffic_class, ip_length } = ip;
-    let l3 = located.l3;
-    if l3 + usize::from(ip_length) > frame.len() {
-        return Err(Reason::BadLength);
+    /// The segment in it.
+    #[inline(always)]
+    fn segment(&self, header: &Tcp) -> Result<Segment, Reason> {
+        let Self { l3, l4, family, source, destination, traffic_class, length } = *self;
+        let tcp_length = usize::from(header.offset >> 4) * 4;
+        if tcp_length < Tcp::LEN {
+            return Err(Reason::BadTcpHeader);
+        }
+        let headers = l4 - l3 + tcp_length;
+        if headers > usize::from(length) {
+            // The IP length leaves no room for the headers that stand there.
+            return Err(if l4 - l3 + Tcp::LEN > usize::from(length) {
+                Reason::BadLength
+            } else {
+                Reason::BadTcpHeader
+            });
+        }
+        Ok(Segment {
+            l3: l3 as u16,
+            l4: l4 as u16,
+            family,
+            source,
+            destination,
+            ports: Ports { source: header.source, destination: header.destination },
+            flags: header.flags,
+            traffic_class,
+            ip_length: length,
+            payload: length - headers as u16,
+        })
     }
-    let header: Tcp = frame.read(l4).ok_or(Reason::Truncated)?;
-    let tcp_length = usize::from(header.offset >> 4) * 4;
-    if tcp_length < Tcp::LEN {
-        return Err(Reason::BadTcpHeader);
-    }
-    let headers = l4 - l3 + tcp_length;
-    if headers > usize::from(ip_length) {
-        // The IP length leaves no room for the headers that stand there.
-        return Err(if l4 - l3 + Tcp::LEN > usize::from(ip_length) {
-            Reason::BadLength
-        } else {
-            Reason::BadTcpHeader
-        });
-    }
-    Ok(Segment {
-        l3: l3 as u16,
-        l4: l4 as u16,
-        family: located.family,
-        source,
-        destination: located.destination,
-        ports: Ports { source: header.source, destination: header.destination },
-        flags: header.flags,
-        traffic_class,
-        ip_length,
-        payload: ip_length - headers as u16,
-    })
 }
 
 #[cfg(test)]

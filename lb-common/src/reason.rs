@@ -38,6 +38,12 @@ macro_rules! reasons {
             /// All of them, in the order of their numbers.
             pub const ALL: &'static [Self] = &[$(Self::$variant,)+];
 
+            /// The one with this number.
+            #[inline(always)]
+            pub const fn from_number(number: u64) -> Option<Self> {
+                match number { $($number => Some(Self::$variant),)+ _ => None }
+            }
+
             /// What becomes of such a frame.
             #[inline(always)]
             pub const fn class(self) -> Class {
@@ -104,8 +110,10 @@ mod tests {
     fn numbers_are_dense_and_names_unique() {
         for (index, reason) in Reason::ALL.iter().enumerate() {
             assert_eq!(*reason as usize, index);
+            assert_eq!(Reason::from_number(index as u64), Some(*reason));
             assert!(Reason::ALL[..index].iter().all(|r| r.name() != reason.name()));
         }
+        assert_eq!(Reason::from_number(Reason::ALL.len() as u64), None);
         assert!(Reason::ALL.len() <= size_of::<crate::abi::ReasonCounts>() / 8);
     }
 }

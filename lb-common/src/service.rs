@@ -57,12 +57,10 @@ impl BackendState {
 /// The key of the service a segment is addressed to.
 #[inline(always)]
 pub fn key_of(segment: &Segment) -> ServiceKey {
-    ServiceKey {
-        address: segment.destination,
-        port: segment.ports.destination,
-        protocol: wire::TCP,
-        reserved: [0; 5],
-    }
+    let [a, b] = segment.destination.words();
+    let [p, q] = segment.ports.destination;
+    // As words: by its fields it would be put together with a call of `memset`.
+    zerocopy::transmute!([a, b, u64::from_ne_bytes([p, q, wire::TCP, 0, 0, 0, 0, 0])])
 }
 
 /// Whether a service's identity is what a segment is addressed to.

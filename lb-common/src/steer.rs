@@ -4,14 +4,17 @@
 //! into the filter; a packet of a known flow finds its backend without asking for its service;
 //! only an unknown flow asks for service and slot.
 
+use zerocopy::{Immutable, IntoBytes};
+
 use crate::{
     abi::{Backend, FlowRecord, Service, Settings},
+    address::Address,
     counters::Event,
     flow::{self, Entry, Found, Kind, State, Step, Words},
     forward::{self, Action},
     frame::Frame,
     hash, maglev,
-    parse::{self, Segment},
+    parse::{self, Glance, Segment},
     reason::{Class, Reason},
     service::{self, Affinity, BackendState},
     tables::Tables,
@@ -35,80 +38,96 @@ pub enum Verdict<'t> {
     Leave(Reason),
 }
 
+/// The rarer stages of the road. In the kernel program each is a function of its own, which the
+/// verifier follows once, whoever calls it; all else it follows anew from wherever one may come.
+pub trait Stages<F: Frame>: Tables + Sized {
+    /// Parses what [`parse::glance`] could not.
+    ///
+    /// # Errors
+    /// The reason to pass or drop the frame, as its class says.
+    #[inline(always)]
+    fn odd_segment(&self, frame: &F) -> Result<Segment, Reason> {
+        odd_segment(frame, self)
+    }
+
+    /// Takes a flow's [`Turn`]; tells the index of its backend, which is one.
+    ///
+    /// # Errors
+    /// The reason to answer, pass or drop the segment.
+    #[inline(always)]
+    fn turn(&self, turn: &Turn) -> Result<u16, Reason> {
+        turn.take(self)
+    }
+}
+
 /// The whole road: a frame comes in, is parsed, steered and rewritten; the kernel's part is
 /// to do what is returned. Every frame is counted once on its way.
 ///
 /// `now` is `jiffies64`.
 #[inline(always)]
-pub fn process<F: Frame, T: Tables>(frame: &mut F, tables: &T, now: u64) -> Action {
-    let may_be_vip = |address| {
-        let (word, mask) = service::filter_position(address);
-        tables.filter_word(word) & mask != 0
+pub fn process<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T, now: u64) -> Action {
+    let segment = match parse::glance(frame, |address| may_be_vip(tables, address)) {
+        Glance::Segment(segment) => segment,
+        Glance::NotVip => return forward::leave(tables, Reason::NotVip),
+        Glance::Odd => match tables.odd_segment(frame) {
+            Ok(segment) => segment,
+            Err(reason) => return forward::leave(tables, reason),
+        },
     };
-    match parse::segment(frame, may_be_vip) {
-        Ok(segment) => {
-            let verdict = steer(&segment, tables, now);
-            forward::apply(frame, &segment, tables, verdict)
-        }
-        Err(Reason::NotVip) => forward::leave(tables, Reason::NotVip),
-        Err(reason) => forward::leave(tables, confirmed(frame, tables, reason)),
-    }
+    let verdict = steer(&segment, tables, now);
+    forward::apply(frame, &segment, tables, verdict)
 }
 
-/// The reason for which a frame is left that got past the filter: not ours, if its address only
-/// shares a VIP's bit there. A function of its own, for the verifier to follow it from one place.
-#[inline(never)]
-fn confirmed<F: Frame, T: Tables>(frame: &F, tables: &T, reason: Reason) -> Reason {
-    if matches!(reason.class(), Class::Pass) {
-        return reason;
-    }
-    match parse::locate(frame) {
-        Ok(located) if tables.is_vip(located.destination) => reason,
-        _ => Reason::NotVip,
-    }
+#[inline(always)]
+fn may_be_vip<T: Tables>(tables: &T, address: Address) -> bool {
+    let (word, mask) = service::filter_position(address);
+    tables.filter_word(word) & mask != 0
+}
+
+/// What [`Stages::odd_segment`] does.
+///
+/// # Errors
+/// See there.
+#[inline(always)]
+pub fn odd_segment<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Segment, Reason> {
+    let found = parse::segment(frame, |address| may_be_vip(tables, address));
+    found.map_err(|reason| match (reason.class(), parse::locate(frame)) {
+        (Class::Pass, _) => reason,
+        (Class::Drop | Class::Answer, Ok(located)) if tables.is_vip(located.destination) => reason,
+        // Not ours: its address only shares a VIP's bit in the filter.
+        (Class::Drop | Class::Answer, _) => Reason::NotVip,
+    })
 }
 
 /// Decides about a segment, and keeps the flow table.
 #[inline(always)]
-pub fn steer<'t, T: Tables>(segment: &Segment, tables: &'t T, now: u64) -> Verdict<'t> {
+pub fn steer<'t, F: Frame, T: Stages<F>>(
+    segment: &Segment,
+    tables: &'t T,
+    now: u64,
+) -> Verdict<'t> {
     let Some(settings) = tables.settings() else {
         return Verdict::Leave(Reason::NotReady);
     };
     let hash = hash::of_flow(segment, &settings.hash_keys);
-    let group_index = flow::group_index(hash, settings);
-    let Some(group) = tables.flow_group(group_index) else {
+    let Some(group) = tables.flow_group(flow::group_index(hash, settings)) else {
         return Verdict::Leave(Reason::NotReady);
     };
-    let kind = Kind::of(segment.flags);
-    let tick = flow::tick_of(settings, now);
-
-    let place = match flow::find(&group, hash) {
-        None => Place::Anywhere,
-        Some(found) => match owner(segment, tables, found.entry) {
-            Owner::Lives(backend) => match found.entry.next(kind, tick, settings) {
-                Step::Keep(entry) => {
-                    if entry != found.entry {
-                        group.replace(found.index, found.entry.0, entry.0);
-                    }
-                    let index = entry.backend();
-                    if matches!((kind, entry.state()), (Kind::Syn, State::Embryonic)) {
-                        tables.count_event(index, Event::SynRetransmission);
-                    }
-                    return Verdict::Forward { backend, index, hash };
-                }
-                Step::Renew => Place::Of(found),
-            },
-            Owner::Gone if !matches!(kind, Kind::Syn) => {
-                group.replace(found.index, found.entry.0, 0);
-                tables.count_event(found.entry.backend(), Event::Reset);
-                return reset(kind, Reason::BackendGone);
-            }
-            Owner::Gone | Owner::Absent => Place::Of(found),
-            Owner::Stranger => Place::Nowhere,
+    let found = flow::find(&group, hash);
+    if let Some(Found { entry, .. }) = found
+        && entry.is_settled(segment.flags, flow::tick_of(settings, now))
+        && let Owner::Lives(backend) = owner(segment, tables, entry)
+    {
+        return Verdict::Forward { backend, index: entry.backend(), hash };
+    }
+    let found = found.unwrap_or(Found::NOTHING);
+    match tables.turn(&Turn { segment: *segment, hash, now, found }) {
+        Ok(index) => match tables.backend(index) {
+            Some(backend) => Verdict::Forward { backend, index, hash },
+            None => refuse(segment.flags, Reason::NoBackend),
         },
-    };
-    let unknown = Unknown { segment, settings, hash, now, group_index, tick, kind, place };
-    unknown.steer(tables, &group)
+        Err(reason) => refuse(segment.flags, reason),
+    }
 }
 
 /// Who a known flow belongs to.
@@ -121,18 +140,6 @@ enum Owner<'t> {
     Absent,
     /// One of another service: the fingerprint is alike, the flow is not.
     Stranger,
-}
-
-/// Where the entry of an unknown flow goes. A tag of 64 bits, so that no padding is copied about
-/// on the kernel program's stack: the verifier wants every access there aligned.
-#[repr(u64)]
-enum Place {
-    /// Wherever its group has room.
-    Anywhere,
-    /// Over an entry that no longer binds.
-    Of(Found),
-    /// Nowhere: another flow's entry would be found before it.
-    Nowhere,
 }
 
 /// Who a flow's entry belongs to.
@@ -152,63 +159,116 @@ fn owner<'t, T: Tables>(segment: &Segment, tables: &'t T, entry: Entry) -> Owner
     if matches!(state, BackendState::Forward) { Owner::Lives(backend) } else { Owner::Gone }
 }
 
-/// A RST to the client; to a client's own RST nothing (RFC 9293 §3.10.7.1).
+/// What is to be answered gets a RST; a client's own RST gets nothing (RFC 9293 §3.10.7.1).
 #[inline(always)]
-const fn reset<'t>(kind: Kind, reason: Reason) -> Verdict<'t> {
-    match kind {
-        Kind::Rst => Verdict::Leave(Reason::RstUnknown),
-        Kind::Syn | Kind::Ack | Kind::Fin => Verdict::Reset(reason),
+const fn refuse<'t>(flags: u8, reason: Reason) -> Verdict<'t> {
+    match (reason.class(), Kind::of(flags)) {
+        (Class::Answer, Kind::Rst) => Verdict::Leave(Reason::RstUnknown),
+        (Class::Answer, Kind::Syn | Kind::Ack | Kind::Fin) => Verdict::Reset(reason),
+        (Class::Pass | Class::Drop, _) => Verdict::Leave(reason),
     }
 }
 
-/// A segment whose flow is not in the table, or no longer bound by its entry there.
-struct Unknown<'t> {
-    segment: &'t Segment,
-    settings: &'t Settings,
+/// A segment with which its flow begins, moves on or ends. Without padding and pointers, so that
+/// the verifier lets the kernel program hand it to a function that is followed by itself.
+#[derive(IntoBytes, Immutable)]
+#[repr(C)]
+pub struct Turn {
+    segment: Segment,
     hash: u64,
     now: u64,
-    group_index: u32,
-    tick: u8,
-    kind: Kind,
-    place: Place,
+    found: Found,
 }
 
-impl Unknown<'_> {
-    /// Service, slot, backend; and into the table. A function of its own, because the kernel
-    /// program's stack is 512 bytes and the known flow's road needs none of this.
-    #[inline(never)]
-    fn steer<'t, T: Tables>(&self, tables: &'t T, group: &T::Group) -> Verdict<'t> {
-        let Some(service_index) = tables.service_index(&service::key_of(self.segment)) else {
-            return Verdict::Leave(Reason::NotService);
+/// Where the entry of an unknown flow goes. A tag of 64 bits, so that no padding is copied about
+/// on the kernel program's stack: the verifier wants every access there aligned.
+#[repr(u64)]
+enum Place {
+    /// Wherever its group has room.
+    Anywhere,
+    /// Over an entry that no longer binds.
+    Of(Found),
+    /// Nowhere: another flow's entry would be found before it.
+    Nowhere,
+}
+
+impl Turn {
+    /// What [`Stages::turn`] does: the known flow's state machine, or service and slot of an
+    /// unknown one; and into the table.
+    ///
+    /// # Errors
+    /// See there.
+    #[inline(always)]
+    pub fn take<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
+        let settings = tables.settings().ok_or(Reason::NotReady)?;
+        let group_index = flow::group_index(self.hash, settings);
+        let group = tables.flow_group(group_index).ok_or(Reason::NotReady)?;
+        let tick = flow::tick_of(settings, self.now);
+        let kind = Kind::of(self.segment.flags);
+        let Found { index, entry } = self.found;
+        let place = if self.found == Found::NOTHING {
+            Place::Anywhere
+        } else {
+            match owner(&self.segment, tables, entry) {
+                Owner::Lives(_) => match entry.next(kind, tick, settings) {
+                    Step::Keep(next) => {
+                        if next != entry {
+                            group.replace(index, entry.0, next.0);
+                        }
+                        if matches!((kind, next.state()), (Kind::Syn, State::Embryonic)) {
+                            tables.count_event(next.backend(), Event::SynRetransmission);
+                        }
+                        return Ok(next.backend());
+                    }
+                    Step::Renew => Place::Of(self.found),
+                },
+                Owner::Gone if !matches!(kind, Kind::Syn) => {
+                    group.replace(index, entry.0, 0);
+                    tables.count_event(entry.backend(), Event::Reset);
+                    return Err(Reason::BackendGone);
+                }
+                Owner::Gone | Owner::Absent => Place::Of(self.found),
+                Owner::Stranger => Place::Nowhere,
+            }
         };
-        let Some(service) = tables.service(service_index) else {
-            return Verdict::Leave(Reason::NotService);
-        };
-        let index = tables.slot(service_index, self.slot(service));
-        let backend = match tables.backend(index) {
-            Some(b) if matches!(BackendState::from_number(b.state), BackendState::Forward) => b,
-            _ => return reset(self.kind, Reason::NoBackend),
-        };
-        let verdict = Verdict::Forward { backend, index, hash: self.hash };
-        let (state, event) = match self.kind {
+
+        let key = service::key_of(&self.segment);
+        let service_index = tables.service_index(&key).ok_or(Reason::NotService)?;
+        let service = tables.service(service_index).ok_or(Reason::NotService)?;
+        let backend = tables.slot(service_index, self.slot(service, settings));
+        match tables.backend(backend).map(|b| BackendState::from_number(b.state)) {
+            Some(BackendState::Forward) => {}
+            Some(BackendState::Reset | BackendState::Absent) | None => {
+                return Err(Reason::NoBackend);
+            }
+        }
+        let (state, event) = match kind {
             Kind::Syn => (State::Embryonic, Event::NewFlow),
             Kind::Ack => (State::Young, Event::Adopted),
             Kind::Fin => (State::Closing, Event::Adopted),
             // Its connection ends here: forwarded for its backend to know, not remembered.
-            Kind::Rst => return verdict,
+            Kind::Rst => return Ok(backend),
         };
-        tables.count_event(index, event);
-        match self.insert(group, index, state) {
-            Some(place) => self.record(tables, place),
-            None => tables.count_event(index, Event::Untracked),
+        tables.count_event(backend, event);
+        let place = match place {
+            Place::Anywhere => flow::insert(&group, self.hash, backend, tick, state, settings),
+            Place::Of(Found { index, entry }) => {
+                let new = Entry::new(self.hash, backend, tick, state);
+                group.replace(index, entry.0, new.0).then_some(index)
+            }
+            Place::Nowhere => None,
+        };
+        match place {
+            Some(index) => self.record(tables, group_index * flow::GROUP as u32 + index as u32),
+            None => tables.count_event(backend, Event::Untracked),
         }
-        verdict
+        Ok(backend)
     }
 
     #[inline(always)]
-    fn slot(&self, service: &Service) -> u32 {
+    fn slot(&self, service: &Service, settings: &Settings) -> u32 {
         let hash = if service.affinity == Affinity::SourceIp as u8 {
-            hash::of_client(self.segment.source, &self.settings.hash_keys)
+            hash::of_client(self.segment.source, &settings.hash_keys)
         } else {
             self.hash
         };
@@ -216,23 +276,9 @@ impl Unknown<'_> {
     }
 
     #[inline(always)]
-    fn insert<W: Words>(&self, group: &W, backend: u16, state: State) -> Option<usize> {
-        match self.place {
-            Place::Anywhere => {
-                flow::insert(group, self.hash, backend, self.tick, state, self.settings)
-            }
-            Place::Of(Found { index, entry }) => {
-                let new = Entry::new(self.hash, backend, self.tick, state);
-                group.replace(index, entry.0, new.0).then_some(index)
-            }
-            Place::Nowhere => None,
-        }
-    }
-
-    #[inline(always)]
-    fn record<T: Tables>(&self, tables: &T, place: usize) {
+    fn record<T: Tables>(&self, tables: &T, index: u32) {
         tables.record_flow(
-            self.group_index * flow::GROUP as u32 + place as u32,
+            index,
             FlowRecord {
                 client: self.segment.source,
                 start: self.now,

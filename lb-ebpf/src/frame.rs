@@ -16,7 +16,8 @@ const MAX_OFFSET: usize = 0x3fff;
 
 /// The frame an XDP program was called with.
 pub struct XdpFrame {
-    ctx: *mut xdp_md,
+    /// What the program was called with.
+    pub ctx: *mut xdp_md,
 }
 
 impl XdpFrame {

@@ -7,6 +7,7 @@
 mod emit;
 mod frame;
 mod maps;
+mod stages;
 mod tables;
 
 use aya_ebpf::{macros::xdp, programs::XdpContext};

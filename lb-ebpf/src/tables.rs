@@ -4,7 +4,7 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 
 use aya_ebpf::helpers::bpf_jiffies64;
 use lb_common::{
-    abi::{Backend, Egress, FlowRecord, Service, ServiceKey, Settings, capacity},
+    abi::{Backend, Egress, FlowRecord, ReasonCounts, Service, ServiceKey, Settings, capacity},
     address::Address,
     counters::{EVENTS, Event},
     flow::{GROUP, Words},
@@ -20,6 +20,9 @@ pub fn jiffies() -> u64 {
     // SAFETY: no arguments, no memory.
     unsafe { bpf_jiffies64() }
 }
+
+/// Counts in the element of `REASONS`.
+const REASONS: usize = size_of::<ReasonCounts>() / size_of::<u64>();
 
 /// The kernel's maps.
 pub struct Kernel;
@@ -153,9 +156,10 @@ impl Tables for Kernel {
     #[inline(always)]
     fn count_reason(&self, reason: Reason) {
         if let Some(counts) = maps::REASONS.get_ptr_mut(0) {
-            // SAFETY: a reason's number is below the element's length, and no other CPU has
-            // this element.
-            unsafe { (*counts)[reason as usize] += 1 };
+            // A reason that a function has returned is a number like any other to the verifier.
+            let number = opaque(reason as usize) % REASONS;
+            // SAFETY: no other CPU has this element.
+            unsafe { (*counts)[number] += 1 };
         }
     }
 }

@@ -30,6 +30,30 @@ fn every_frame_of_the_corpus_parses_as_it_should() {
     }
 }
 
+/// A glance tells what a look tells, or nothing.
+fn glance_agrees(frame: &HostFrame, is_vip: fn(Address) -> bool) -> bool {
+    let seen = match glance(frame, is_vip) {
+        Glance::Segment(segment) => Ok(segment),
+        Glance::NotVip => Err(Reason::NotVip),
+        Glance::Odd => return false,
+    };
+    assert_eq!(seen, segment(frame, is_vip), "{frame:?}");
+    true
+}
+
+#[test]
+fn a_glance_does_not_mislead() {
+    for case in corpus::cases() {
+        glance_agrees(&case.frame, is_vip);
+    }
+    for family in FAMILIES {
+        for purpose in [Purpose::L2, Purpose::InIpv6] {
+            let frame = ClientFrame::new(purpose, family, 1).frame();
+            assert!(glance_agrees(&frame, is_vip), "odd: {frame:?}");
+        }
+    }
+}
+
 #[test]
 fn nothing_is_dropped_before_it_is_known_to_be_for_a_vip() {
     for case in corpus::cases() {
@@ -141,6 +165,7 @@ proptest! {
         }
         let len = frame.bytes.len() - len.index(frame.bytes.len()).min(40);
         frame.bytes.truncate(len);
+        glance_agrees(&frame, |_| true);
         if let Ok(segment) = segment(&frame, |_| true) {
             let (l3, l4) = (usize::from(segment.l3), usize::from(segment.l4));
             let (ip_length, payload) = (usize::from(segment.ip_length), usize::from(segment.payload));
@@ -167,7 +192,9 @@ fn noise_has_a_verdict() {
                 bytes[at] = value;
             }
         }
-        read += u32::from(segment(&HostFrame::new(bytes), |_| true).is_ok());
+        let frame = HostFrame::new(bytes);
+        glance_agrees(&frame, |_| true);
+        read += u32::from(segment(&frame, |_| true).is_ok());
     }
     assert!(read > 0, "not one got through");
 }

@@ -41,7 +41,7 @@ fn parsed(frame: &ClientFrame) -> Segment {
 
 /// Sends a segment `tick` ticks after the beginning.
 fn send(tables: &HostTables, frame: &ClientFrame, tick: u64) -> Said {
-    match steer(&parsed(frame), tables, at(tables, tick)) {
+    match steer::<HostFrame, _>(&parsed(frame), tables, at(tables, tick)) {
         Verdict::Forward { backend, index, hash } => {
             assert_eq!(*backend, tables.backends[usize::from(index)]);
             assert_eq!(hash, hash::of_flow(&parsed(frame), &tables.settings.hash_keys));
