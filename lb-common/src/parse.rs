@@ -115,8 +115,10 @@ const PLAIN: usize = 2;
 
 /// What one look at a frame tells.
 pub enum Glance {
-    /// All there is to know.
-    Segment(Segment),
+    /// All there is to know, in IPv4.
+    Ipv4(Segment),
+    /// All there is to know, in IPv6.
+    Ipv6(Segment),
     /// It is not for a VIP.
     NotVip,
     /// Nothing: [`segment`] is to be asked.
@@ -132,18 +134,19 @@ pub fn glance<F: Frame>(frame: &F, is_vip: impl Fn(Address) -> bool) -> Glance {
         && plain.kind == ethernet::IPV4
         && plain.ip.version_length == 0x45
     {
-        ipv4(&plain.ip, ethernet::LEN, is_vip).and_then(|packet| whole(packet, &plain.tcp))
+        let packet = ipv4(&plain.ip, ethernet::LEN, is_vip);
+        packet.and_then(|packet| whole(packet, &plain.tcp)).map(Glance::Ipv4)
     } else if let Some(plain) = frame.read::<Plain<Ipv6>>(PLAIN)
         && plain.kind == ethernet::IPV6
         && plain.ip.next_header == wire::TCP
     {
-        ipv6(&plain.ip, ethernet::LEN, is_vip, |_| Ok(0))
-            .and_then(|packet| whole(packet, &plain.tcp))
+        let packet = ipv6(&plain.ip, ethernet::LEN, is_vip, |_| Ok(0));
+        packet.and_then(|packet| whole(packet, &plain.tcp)).map(Glance::Ipv6)
     } else {
         return Glance::Odd;
     };
     match found {
-        Ok(segment) => Glance::Segment(segment),
+        Ok(glance) => glance,
         Err(Reason::NotVip) => Glance::NotVip,
         Err(_) => Glance::Odd,
     }

@@ -66,16 +66,28 @@ pub trait Stages<F: Frame>: Tables + Sized {
 /// `now` is `jiffies64`.
 #[inline(always)]
 pub fn process<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T, now: u64) -> Action {
-    let segment = match parse::glance(frame, |address| may_be_vip(tables, address)) {
-        Glance::Segment(segment) => segment,
-        Glance::NotVip => return forward::leave(tables, Reason::NotVip),
+    // Arms of their own though they are alike: of each the compiler makes a road of its own, in
+    // which all that follows from the family is constant.
+    match parse::glance(frame, |address| may_be_vip(tables, address)) {
+        Glance::Ipv4(segment) => forward(frame, &segment, tables, now),
+        Glance::Ipv6(segment) => forward(frame, &segment, tables, now),
+        Glance::NotVip => forward::leave(tables, Reason::NotVip),
         Glance::Odd => match tables.odd_segment(frame) {
-            Ok(segment) => segment,
-            Err(reason) => return forward::leave(tables, reason),
+            Ok(segment) => forward(frame, &segment, tables, now),
+            Err(reason) => forward::leave(tables, reason),
         },
-    };
-    let verdict = steer(&segment, tables, now);
-    forward::apply(frame, &segment, tables, verdict)
+    }
+}
+
+#[inline(always)]
+fn forward<F: Frame, T: Stages<F>>(
+    frame: &mut F,
+    segment: &Segment,
+    tables: &T,
+    now: u64,
+) -> Action {
+    let verdict = steer(segment, tables, now);
+    forward::apply(frame, segment, tables, verdict)
 }
 
 #[inline(always)]

@@ -33,7 +33,7 @@ fn every_frame_of_the_corpus_parses_as_it_should() {
 /// A glance tells what a look tells, or nothing.
 fn glance_agrees(frame: &HostFrame, is_vip: fn(Address) -> bool) -> bool {
     let seen = match glance(frame, is_vip) {
-        Glance::Segment(segment) => Ok(segment),
+        Glance::Ipv4(segment) | Glance::Ipv6(segment) => Ok(segment),
         Glance::NotVip => Err(Reason::NotVip),
         Glance::Odd => return false,
     };
