@@ -4,6 +4,8 @@
 use std::{
     collections::{BTreeMap, HashMap},
     net::SocketAddr,
+    num::NonZero,
+    thread,
     time::Duration,
 };
 
@@ -308,48 +310,84 @@ pub struct Tables {
 struct Table {
     service: String,
     affinity: Affinity,
-    owners: Vec<Option<Identity>>,
+    /// By slot: a place in `backends`, from 1; 0 is nobody.
+    owners: Vec<u16>,
+    backends: Vec<Identity>,
     moved: u64,
 }
 
 impl Planning {
-    /// The tables of the services that would change: some milliseconds each.
+    /// The tables of the services that would change, made on all CPUs: some milliseconds each.
     pub fn tables(&self) -> Tables {
         let old: HashMap<_, _> = self.before.services.iter().map(|s| (s.vip, s)).collect();
-        let mut by_vip = HashMap::new();
-        for service in self.after.services.iter().filter(|service| !service.leaving) {
-            let Some(was) = old.get(&service.vip).filter(|was| **was != service) else { continue };
-            let (was, is) = (self.owners(was), self.owners(service));
-            let differ = |slot: &usize| was.get(*slot) != is.get(*slot);
-            let table = Table {
-                service: service.name.clone(),
-                affinity: service.affinity,
-                moved: (0..is.len()).filter(differ).count() as u64,
-                owners: is,
+        let changed: Vec<(&Service, &Service)> = self
+            .after
+            .services
+            .iter()
+            .filter(|service| !service.leaving)
+            .filter_map(|service| Some((*old.get(&service.vip)?, service)))
+            .filter(|(was, is)| was != is)
+            .collect();
+        let cpus = thread::available_parallelism().map_or(1, NonZero::get);
+        let part = changed.len().div_ceil(cpus).max(1);
+        let by_vip = thread::scope(|scope| {
+            let make = |part: &[(&Service, &Service)]| -> Vec<_> {
+                part.iter().map(|(was, is)| (is.vip, self.table(was, is))).collect()
             };
-            by_vip.insert(service.vip, table);
-        }
+            let parts: Vec<_> =
+                changed.chunks(part).map(|part| scope.spawn(move || make(part))).collect();
+            let joined = parts.into_iter().map(|part| match part.join() {
+                Ok(tables) => tables,
+                Err(panic) => std::panic::resume_unwind(panic),
+            });
+            joined.flatten().collect()
+        });
         Tables { by_vip }
     }
 
-    /// Who would have each slot.
-    fn owners(&self, service: &Service) -> Vec<Option<Identity>> {
+    fn table(&self, was: &Service, is: &Service) -> Table {
+        let mut backends = Vec::new();
+        let before = self.owners(was, &mut backends);
+        let owners = self.owners(is, &mut backends);
+        let differ = |slot: &usize| before.get(*slot) != owners.get(*slot);
+        Table {
+            service: is.name.clone(),
+            affinity: is.affinity,
+            moved: (0..owners.len()).filter(differ).count() as u64,
+            owners,
+            backends,
+        }
+    }
+
+    /// Who would have each slot, as a place in `backends`, from 1.
+    fn owners(&self, service: &Service, backends: &mut Vec<Identity>) -> Vec<u16> {
         let takes = choose(service, |backend| is_resolved(&self.next_hops, backend)).takes;
-        let with = service.backends.iter().zip(takes);
-        let taking: Vec<&Backend> = with.filter(|(_, takes)| *takes).map(|(b, _)| b).collect();
-        let members: Vec<Member> = (1..)
-            .zip(&taking)
-            .map(|(number, backend)| Member {
-                backend: number,
-                weight: backend.weight,
-                hashes: self.seed.name_hashes(&backend.name),
+        let taking = service.backends.iter().zip(takes).filter(|(_, takes)| *takes);
+        let members: Vec<Member> = taking
+            .map(|(backend, _)| {
+                let identity = service.identity(backend);
+                let place = backends.iter().position(|known| *known == identity);
+                let place = place.unwrap_or_else(|| {
+                    backends.push(identity);
+                    backends.len() - 1
+                });
+                Member {
+                    backend: place as u16 + 1,
+                    weight: backend.weight,
+                    hashes: self.seed.name_hashes(&backend.name),
+                }
             })
             .collect();
         let mut slots = vec![0; service.slots as usize];
         maglev::fill(&members, &mut slots, &mut vec![Progress::default(); members.len()]);
-        let identities: Vec<Identity> = taking.iter().map(|b| service.identity(b)).collect();
-        let owner = |slot: u16| identities.get(usize::from(slot).wrapping_sub(1)).copied();
-        slots.into_iter().map(owner).collect()
+        slots
+    }
+}
+
+impl Table {
+    fn owner(&self, slot: u32) -> Option<Identity> {
+        let place = *self.owners.get(slot as usize)?;
+        self.backends.get(usize::from(place).wrapping_sub(1)).copied()
     }
 }
 
@@ -376,7 +414,7 @@ impl Tables {
             Affinity::SourceIp => hash::of_client(flow.client.ip().into(), keys),
         };
         let slot = maglev::slot_of(hash, table.owners.len() as u32);
-        table.owners.get(slot as usize) != Some(&Some(owner))
+        table.owner(slot) != Some(owner)
     }
 }
 
@@ -450,7 +488,8 @@ mod tests {
     #[test]
     fn a_plan_knows_which_flows_only_the_table_holds() {
         let fewer = planning(|service| service.backends[3].admin = Admin::Disabled);
-        let (whole, tables) = (fewer.owners(&fewer.before.services[0]), fewer.tables());
+        let service = &fewer.before.services[0];
+        let (whole, tables) = (fewer.table(service, service), fewer.tables());
         let keys = fewer.seed.hash_keys();
         let vip = fewer.before.services[0].vip;
         let mut moved = 0;
@@ -464,8 +503,8 @@ mod tests {
                 age_seconds: 1.0,
                 idle_seconds: 0.0,
             };
-            let slot = maglev::slot_of(flow.hash(vip.ip(), &keys), whole.len() as u32);
-            let owner = whole[slot as usize].expect("somebody");
+            let slot = maglev::slot_of(flow.hash(vip.ip(), &keys), service.slots);
+            let owner = whole.owner(slot).expect("somebody");
             moved += u32::from(tables.moves(owner, &flow, &keys));
         }
         assert!((480..720).contains(&moved), "{moved} of 2000");

@@ -6,6 +6,9 @@ use super::{
 };
 use crate::control::api;
 
+/// Lines of one kind that a screen has room for.
+const SHOWN: usize = 40;
+
 /// What a change came to.
 pub fn changed(changed: &api::Changed, palette: Palette) -> String {
     if !changed.changed {
@@ -32,12 +35,16 @@ pub fn plan(plan: &api::Plan, palette: Palette) -> String {
         exact(flows.flows_drained),
         exact(flows.flows_cut),
     );
-    for service in &plan.slots {
+    for service in plan.slots.iter().take(SHOWN) {
         let share = service.moved as f64 / service.slots.max(1) as f64 * 100.0;
         text += &format!(
             "slots        {}: {share:.1} % of new flows would choose another backend\n",
             service.service
         );
+    }
+    if plan.slots.len() > SHOWN {
+        let rest = plural((plan.slots.len() - SHOWN) as u64, "more service");
+        text += &format!("             ... and {rest}: --json shows all\n");
     }
     for warning in &plan.warnings {
         text += &format!("warning: {warning}\n");
@@ -50,7 +57,6 @@ pub fn plan(plan: &api::Plan, palette: Palette) -> String {
 
 /// One line for each: `+` new, `-` going, `~` other than before.
 fn lines(differences: &[api::Difference], palette: Palette) -> String {
-    const SHOWN: usize = 100;
     let mut text = String::new();
     for difference in differences.iter().take(SHOWN) {
         let (sign, tone) = match difference.action {

@@ -190,7 +190,7 @@ impl Store {
     /// # Errors
     /// If the disk is full or read-only; what was kept before is still there, whole.
     pub fn keep(&self, intent: &Intent) -> io::Result<()> {
-        let json = serde_json::to_vec_pretty(&file(intent, &self.config))?;
+        let json = serde_json::to_vec(&file(intent, &self.config))?;
         write_whole(&self.directory, &self.path(), &json)
     }
 }

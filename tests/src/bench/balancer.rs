@@ -1,18 +1,27 @@
 //! Instances of Sluice to be measured: loaded and written as the daemon does it, in each of the
 //! scenes that the cases play in.
 
-use std::process;
+use std::{iter, process};
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramFd, ProgramInfo};
 use lb_common::{
-    abi::Egress, address::Address, bench::Plan, counters::Event, flow::State, forward::Forwarding,
-    maglev::DEFAULT_SLOTS, parse::Family, reason::Reason, service::Affinity, wire::Tcp,
+    abi::Egress,
+    address::Address,
+    bench::Plan,
+    counters::Event,
+    flow::State,
+    forward::Forwarding,
+    maglev::DEFAULT_SLOTS,
+    parse::Family,
+    reason::Reason,
+    service::{Affinity, BackendState},
+    wire::Tcp,
 };
 use lb_userspace::{
-    datapath::{Datapath, Pins},
+    datapath::{Datapath, Pins, Sweep},
     instance::Instance,
-    model::{Dataplane, XdpMode},
+    model::{Dataplane, IdleTimeouts, XdpMode},
     reconcile::{self, Image, Resolved, WantedBackend, WantedService},
     seed::Seed,
 };
@@ -105,7 +114,7 @@ impl Balancer {
                     balancer.set_tick(longer)?;
                     balancer.feed(generator, plan, &frame::template(family, flags), flows)?;
                 }
-                let known = balancer.datapath.sweep()?.by_state[State::Old as usize - 1];
+                let known = balancer.sweep()?.by_state[State::Old as usize - 1];
                 // At a load of one half 0.05 % find no place (`lb_common::flow`).
                 let wanted = flows - flows / 500;
                 ensure!(known >= wanted, "the flow table has {known} of {flows} flows");
@@ -117,11 +126,16 @@ impl Balancer {
                 let template = frame::template(Family::Ipv4, flags);
                 balancer.feed(generator, plan, &template, FLOOD)?;
                 let state = if syns { State::Embryonic } else { State::Young };
-                let used = balancer.datapath.sweep()?.by_state[state as usize - 1];
+                let used = balancer.sweep()?.by_state[state as usize - 1];
                 ensure!(used == FULL, "of {FULL} entries {used} are {}", state.name());
             }
         }
         Ok(balancer)
+    }
+
+    /// Every flow by the time-outs that hold for all.
+    fn sweep(&self) -> Result<Sweep> {
+        self.datapath.sweep(&self.datapath.idle_limits(iter::empty()))
     }
 
     fn create(scene: Scene, link: Link) -> Result<Self> {
@@ -133,6 +147,7 @@ impl Balancer {
             hash_seed: None,
             own_vips: false,
             tunnel_sources: Vec::new(),
+            longest_idle: IdleTimeouts::default(),
         };
         let seed = Seed::from_text("bench");
         let datapath = Datapath::create(&instance, &dataplane, &seed)?;
@@ -250,6 +265,7 @@ fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
                 address: backend_address(family, service * scene.backends() + number),
                 port: frame::PORT.to_be_bytes(),
                 weight: 100,
+                state: BackendState::Forward,
                 hashes: seed.name_hashes(&format!("backend-{service}-{number}")),
                 next_hop: Some(next_hop(link, number)),
             };
@@ -263,6 +279,7 @@ fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
                 slots: DEFAULT_SLOTS,
                 affinity: Affinity::None,
                 forwarding: Forwarding::L2,
+                listed: true,
                 backends: (0..scene.backends()).map(backend).collect(),
             }
         })
