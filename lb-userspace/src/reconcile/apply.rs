@@ -112,7 +112,7 @@ pub fn read(maps: &Maps) -> Result<Image> {
             service.listed = true;
         }
     }
-    for (index, backend) in (0..).zip(maps.backends(capacity::BACKENDS)?).skip(1) {
+    for (index, backend) in (0..=u16::MAX).zip(maps.backends(capacity::BACKENDS)?).skip(1) {
         if backend.state != BackendState::Absent as u8 {
             image.backends.insert(index, backend);
         }
