@@ -30,6 +30,12 @@ const BACKEND_SHIFT: u32 = 11;
 const FINGERPRINT_SHIFT: u32 = 27;
 const STATE_MASK: u64 = 0x7;
 
+/// Ages from here on are not old but in the future: who asks has read the time, and then another
+/// CPU has read a later one and written it into the flow. A packet does so within nanoseconds of
+/// a new tick, the sweep within all the milliseconds it takes. Longer than any idle time-out
+/// (`Timing::from_hz`), or what is merely old would look new.
+pub const AHEAD: u8 = 248;
+
 /// One element of the flow table: two cache lines.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -183,10 +189,12 @@ impl Entry {
         State::from_bits(self.0)
     }
 
-    /// Ticks since its last packet, modulo 256.
+    /// Ticks since its last packet, modulo 256; 0 if that came in a tick that has not begun here
+    /// (see [`AHEAD`]).
     #[inline(always)]
     pub const fn age(self, tick: u8) -> u8 {
-        tick.wrapping_sub(self.tick())
+        let age = tick.wrapping_sub(self.tick());
+        if age >= AHEAD { 0 } else { age }
     }
 
     /// Whether it has been silent for longer than its state allows.
@@ -358,6 +366,7 @@ fn idle_limit(word: u64, settings: &Settings) -> u64 {
 #[inline(always)]
 fn score(word: u64, index: usize, tick: u8, settings: &Settings) -> u64 {
     let age = u64::from(tick.wrapping_sub((word >> TICK_SHIFT) as u8));
+    let age = age & !sign_mask(u64::from(AHEAD - 1).wrapping_sub(age));
     let expired = sign_mask(idle_limit(word, settings).wrapping_sub(age));
     let class = CLASS_BY_STATE >> ((word & STATE_MASK) * 4) & 0x7;
     let class = class & !expired | CLASS_FREE & expired;

@@ -155,9 +155,10 @@ proptest! {
     ) {
         let entry = Entry::new(hash, backend, tick, state);
         prop_assert_eq!((entry.backend(), entry.tick(), entry.state()), (backend, tick, state));
-        prop_assert!(entry.is_marked(hash));
+prop_assert!(entry.is_marked(hash));
         prop_assert!(!entry.is_marked(hash ^ 1 << FINGERPRINT_SHIFT));
-        prop_assert_eq!(entry.age(tick.wrapping_add(later)), later);
+        let age = if later < AHEAD { later } else { 0 };
+        prop_assert_eq!(entry.age(tick.wrapping_add(later)), age);
     }
 
     /// The score's and the entry's idea of "expired" are one.
@@ -181,6 +182,22 @@ proptest! {
                 State::Old => 0,
             };
             prop_assert_eq!(class, expected);
+        }
+    }
+}
+
+/// A CPU, or the sweep, has read the time just before a new tick; another CPU's packet of the
+/// flow came just after.
+#[test]
+fn a_flow_that_was_seen_in_a_later_tick_is_not_expired() {
+    let settings = settings();
+    for state in State::ALL {
+        for ahead in 1..=8 {
+            let entry = Entry::new(hash(9, false), 77, NOW + ahead, state);
+            assert!(!entry.is_expired(NOW, &settings), "{state:?}, {ahead} ticks ahead");
+            assert!(matches!(entry.next(Kind::Ack, NOW, &settings), Step::Keep(_)));
+            let class = score(entry.0, 0, NOW, &settings) >> SCORE_CLASS_SHIFT;
+            assert_ne!(class, CLASS_FREE, "{state:?}, {ahead} ticks ahead");
         }
     }
 }
