@@ -73,6 +73,10 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
 
     let observed = start(&instance, restored, &interfaces, &snapshots).await?;
     tracing::info!(instance = instance.name(), "forwarding");
+    if observed.lock().datapath.is_outdated() {
+        let observed = observed.clone();
+        datapath::upgrade::beside(&instance, move |note| observed.lock().notes.push(note));
+    }
 
     let (stop, stopping) = watch::channel(false);
     let stopped = || {
@@ -158,7 +162,8 @@ async fn bring_up(state: &mut State, interfaces: &[Interface]) -> Result<()> {
     })?;
     let mode = state.desired.dataplane.xdp_mode;
     for interface in interfaces {
-        state.datapath.attach(interface, mode)?;
+        // Asked anew: an adoption may have changed the program that is on it.
+        state.datapath.attach(&network::interface(&interface.name).await?, mode)?;
     }
     state.datapath.detach_others(&state.desired.dataplane.interfaces)?;
     let wanted = own_vips(&state.desired).await?;
@@ -309,7 +314,7 @@ async fn follow(observed: &Observed, next_hops: &NextHops, owned: &mut BTreeSet<
         }
     }
     let attached = block_in_place(|| {
-        let mut state = observed.lock();
+        let state = observed.lock();
         for interface in &interfaces {
             state.datapath.attach(interface, desired.dataplane.xdp_mode)?;
         }

@@ -2,65 +2,79 @@
 
 use std::fs;
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
+    maps::{Array, Map, MapData},
     programs::{
         Xdp,
         links::{FdLink, PinnedLink},
     },
 };
 use aya_obj::programs::XdpAttachType;
-use lb_common::{abi::map, flow::GROUP};
+use lb_common::{
+    abi::{ABI_VERSION, Settings, map},
+    flow::GROUP,
+};
 use sha2::{Digest as _, Sha256};
 
-use super::{CLOCK, OBJECT, PROGRAM, diagnose, pins::Pins};
+use super::{CLOCK, PROGRAM, Raw, diagnose, pins::Pins};
 
-/// Identifies this build's object file.
-pub(super) fn object_id() -> u64 {
-    let digest = Sha256::digest(OBJECT);
+/// Identifies an object file.
+pub(super) fn object_id(object: &[u8]) -> u64 {
+    let digest = Sha256::digest(object);
     let mut bytes = [0; 8];
     bytes.copy_from_slice(&digest[..8]);
     u64::from_le_bytes(bytes)
 }
 
-/// Loads everything with new maps, and pins it. The maps are empty: nothing may be attached
-/// before they are written.
-pub(super) fn load(pins: &Pins, flow_capacity: u32) -> Result<()> {
-    let mut object = EbpfLoader::new()
-        .map_max_entries(map::FLOWS, flow_capacity / GROUP as u32)
-        .map_max_entries(map::FLOW_RECORDS, flow_capacity)
-        .load(OBJECT)
-        .map_err(diagnose::load_error)?;
+/// Loads everything with new maps, and pins it; but maps that are pinned there already are
+/// taken as they are. The new ones are empty: nothing may be attached before they are written.
+pub(super) fn load(pins: &Pins, object: &[u8], flow_capacity: u32) -> Result<()> {
     pins.create()?;
+    let mut loader = EbpfLoader::new();
+    loader
+        .map_max_entries(map::FLOWS, flow_capacity / GROUP as u32)
+        .map_max_entries(map::FLOW_RECORDS, flow_capacity);
     for name in map::ALL {
-        let path = pins.map(name);
-        object
-            .map(name)
-            .ok_or_else(|| anyhow!("the object file has no map {name}"))?
-            .pin(&path)
-            .with_context(|| format!("pin {}", path.display()))?;
+        loader.map_pin_path(name, pins.map(name));
     }
+    let mut object = loader.load(object).map_err(diagnose::load_error)?;
     for name in [PROGRAM, CLOCK] {
         pin_program(load_program(&mut object, name)?, pins, name)?;
     }
     Ok(())
 }
 
-/// Loads this build's programs on the pinned maps, and puts them in the place of the running
-/// ones.
-pub(super) fn replace(pins: &Pins) -> Result<()> {
+/// Loads an object file's programs on the pinned maps, and does not attach them.
+pub(super) fn beside(pins: &Pins, object: &[u8]) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
-    let mut object = loader.load(OBJECT).map_err(diagnose::load_error)?;
-    load_program(&mut object, CLOCK)?;
-    swap(load_program(&mut object, PROGRAM)?, pins)?;
+    let mut object = loader.load(object).map_err(diagnose::load_error)?;
     for name in [PROGRAM, CLOCK] {
-        pin_program(program(&mut object, name)?, pins, name)?;
+        load_program(&mut object, name)?;
     }
-    Ok(())
+    Ok(object)
+}
+
+/// What the packets of a pinned instance are told, whatever its other maps look like.
+pub(super) fn settings(pins: &Pins) -> Result<Settings> {
+    let path = pins.map(map::SETTINGS);
+    let open = || format!("open {}", path.display());
+    let map = MapData::from_pin(&path).with_context(open)?;
+    let bytes = map.info().with_context(open)?.value_size() as usize;
+    if bytes != size_of::<Settings>() {
+        bail!(
+            "the settings of the pinned instance have {bytes} bytes, this build's {}: it speaks \
+             another ABI than {ABI_VERSION}",
+            size_of::<Settings>()
+        );
+    }
+    let map: Array<_, Raw<Settings>> =
+        Map::from_map_data(map).and_then(TryInto::try_into).with_context(open)?;
+    Ok(map.get(&0, 0).context("read SETTINGS")?.0)
 }
 
 /// Puts a loaded program in the place of the attached one: link by link, each in one step.
@@ -79,6 +93,20 @@ pub(crate) fn swap(program: &mut Xdp, pins: &Pins) -> Result<()> {
         drop(program.take_link(id)?);
     }
     Ok(())
+}
+
+/// Whether a program is attached by one of an instance's links.
+pub(super) fn is_attached(program: &Xdp, pins: &Pins) -> Result<bool> {
+    let id = program.info().context("ask the kernel about the program")?.id();
+    for interface in pins.links()? {
+        let path = pins.link(&interface);
+        let link = PinnedLink::from_pin(&path).map(FdLink::from);
+        let link = link.and_then(|link| link.info());
+        if link.with_context(|| format!("look at {}", path.display()))?.program_id() == id {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Opens a pinned program.
@@ -100,7 +128,7 @@ pub(crate) fn pin_program(program: &mut Xdp, pins: &Pins, name: &str) -> Result<
     program.pin(&path).with_context(|| format!("pin {}", path.display()))
 }
 
-fn program<'o>(object: &'o mut Ebpf, name: &str) -> Result<&'o mut Xdp> {
+pub(super) fn program<'o>(object: &'o mut Ebpf, name: &str) -> Result<&'o mut Xdp> {
     object
         .program_mut(name)
         .ok_or_else(|| anyhow!("the object file has no program {name}"))?

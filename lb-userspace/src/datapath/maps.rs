@@ -10,7 +10,7 @@ use std::{
     sync::atomic::Ordering,
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Pod,
     maps::{Array, ArrayOfMaps, HashMap, IterableMap as _, Map, MapData, MapError, PerCpuArray},
@@ -61,13 +61,23 @@ pub struct Maps {
 impl Maps {
     /// The pinned maps of an instance.
     pub fn pinned(pins: &Pins) -> Result<Self> {
+        Self::from(|name| pinned(pins, name))
+    }
+
+    /// Maps from wherever they are, by name.
+    pub(super) fn from(mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         macro_rules! open {
             ($name:expr) => {
-                pinned(pins, $name)?
+                map($name)?
                     .try_into()
                     .with_context(|| format!("map {} has another layout", $name))?
             };
         }
+        let slots = map(map::SLOTS)?;
+        let slots_data = match &slots {
+            Map::ArrayOfMaps(data) => data.info().and_then(|info| MapData::from_id(info.id())),
+            _ => bail!("map {} has another layout", map::SLOTS),
+        };
         Ok(Self {
             settings: open!(map::SETTINGS),
             filter: open!(map::VIP_FILTER),
@@ -76,8 +86,10 @@ impl Maps {
             flow_records: open!(map::FLOW_RECORDS),
             service_index: open!(map::SERVICE_INDEX),
             services: open!(map::SERVICES),
-            slots: open!(map::SLOTS),
-            slots_data: MapData::from_pin(pins.map(map::SLOTS)).context("open SLOTS")?,
+            slots: slots
+                .try_into()
+                .with_context(|| format!("map {} has another layout", map::SLOTS))?,
+            slots_data: slots_data.context("open SLOTS")?,
             backends: open!(map::BACKENDS),
             egresses: open!(map::EGRESSES),
             traffic: open!(map::TRAFFIC),

@@ -3,6 +3,7 @@
 //! An instance's programs, maps and links are pinned under `/sys/fs/bpf/sluice/<instance>/`
 //! and live there without the daemon. [`Datapath::adopt`] takes up what is pinned,
 //! [`Datapath::create`] loads it anew; neither attaches anything before it is complete.
+//! [`upgrade`](upgrade::upgrade) puts one program in the place of another.
 
 pub(crate) mod attach;
 mod batch;
@@ -14,11 +15,15 @@ pub(crate) mod load;
 mod maps;
 mod memory;
 mod pins;
+pub mod upgrade;
+
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use aya::programs::{Xdp, xdp::XdpMode as AyaMode};
 use lb_common::abi::{ABI_VERSION, Settings};
 
+use self::upgrade::{Decision, Outcome};
 pub use self::{
     attach::detach,
     clock::Timing,
@@ -48,8 +53,9 @@ pub struct Datapath {
     pins: Pins,
     /// The maps.
     pub maps: Maps,
-    program: Xdp,
     clock: Xdp,
+    /// Ids of the pinned program, and of the one before it.
+    programs: Mutex<[u32; 2]>,
     settings: Settings,
     flows: flows::FlowMemory,
 }
@@ -57,47 +63,46 @@ pub struct Datapath {
 impl Datapath {
     /// Takes up a pinned instance that is attached somewhere; `None` if there is none.
     ///
-    /// If it was made by another build, this build's program is loaded beside the running one,
-    /// on the same maps, and takes its place in one step.
+    /// If another build's program runs, it goes on: [`is_outdated`](Self::is_outdated) says so,
+    /// and [`upgrade`](upgrade::upgrade) replaces it. If it speaks another ABI, and one that we
+    /// know, it is migrated at once.
     ///
     /// # Errors
-    /// If what is pinned speaks another ABI, or is damaged: then it is left as it is, and it
-    /// goes on forwarding.
+    /// If what is pinned speaks an ABI that we don't know, or is damaged: then it is left as it
+    /// is, and it goes on forwarding.
     pub fn adopt(instance: &Instance) -> Result<Option<Self>> {
         let pins = Pins::of(instance);
         if pins.links()?.is_empty() {
             return Ok(None);
         }
-        let mut maps = Maps::pinned(&pins).with_context(|| {
-            format!(
-                "the instance pinned under {} is damaged; it goes on forwarding. `sluice detach` \
-                 removes it",
-                pins.root().display()
-            )
-        })?;
-        let mut settings = maps.settings()?;
-        if settings.abi_version != ABI_VERSION {
-            bail!(
-                "instance {} runs ABI {}, this binary speaks {ABI_VERSION}; it goes on forwarding. \
-                 `sluice detach` removes it, then `sluice run` starts anew",
-                instance.name(),
-                settings.abi_version
-            );
+        let _lock = upgrade::lock(&pins)?;
+        upgrade::settle(&pins)?;
+        let running = load::settings(&pins).with_context(|| damaged(&pins))?;
+        match upgrade::decide(&running, load::object_id(OBJECT), network_namespace()?) {
+            Decision::Adopt => upgrade::keep(instance, OBJECT),
+            Decision::Replace => {}
+            Decision::Migrate(known) => {
+                let mut say = |line: &str| tracing::info!("{line}");
+                let report = upgrade::migrate(instance, &pins, known, OBJECT, &mut say)?;
+                if report.result != Outcome::Upgraded {
+                    bail!(
+                        "can't migrate instance {instance}, which goes on forwarding as it was: {}",
+                        report.reason.unwrap_or_default()
+                    );
+                }
+            }
+            Decision::Refuse(refusal) => {
+                bail!("can't adopt instance {instance}, which goes on forwarding: {refusal}")
+            }
         }
-        if settings.network_namespace != network_namespace()? {
-            bail!(
-                "instance {} is attached in another network namespace: run it there, or choose \
-                 another --instance",
-                instance.name()
-            );
-        }
-        if settings.object_id != load::object_id() {
-            tracing::info!("replacing the kernel program with this build's");
-            load::replace(&pins)?;
-            settings.object_id = load::object_id();
-            maps.set_settings(&settings)?;
-        }
+        let maps = Maps::pinned(&pins).with_context(|| damaged(&pins))?;
+        let settings = maps.settings()?;
         Self::assemble(pins, maps, settings).map(Some)
+    }
+
+    /// Whether the running program is not this build's.
+    pub fn is_outdated(&self) -> bool {
+        self.settings.object_id != load::object_id(OBJECT)
     }
 
     /// Loads programs and maps, and pins them. Nothing is attached yet: [`detach`] undoes it.
@@ -108,15 +113,17 @@ impl Datapath {
         let pins = Pins::of(instance);
         // Left by a start that was killed half-way: with no link, nothing runs on it.
         pins.remove()?;
-        Self::load(pins.clone(), dataplane, seed).inspect_err(|_| {
+        let datapath = Self::load(pins.clone(), dataplane, seed).inspect_err(|_| {
             if let Err(error) = pins.remove() {
                 tracing::error!("can't clean up: {error:#}");
             }
-        })
+        })?;
+        upgrade::keep(instance, OBJECT);
+        Ok(datapath)
     }
 
     fn load(pins: Pins, dataplane: &Dataplane, seed: &Seed) -> Result<Self> {
-        load::load(&pins, dataplane.flow_capacity)?;
+        load::load(&pins, OBJECT, dataplane.flow_capacity)?;
         let timing = clock::measure(&load::pinned_program(&pins, CLOCK)?, &dataplane.longest_idle)?;
         let settings = Settings {
             abi_version: ABI_VERSION,
@@ -126,7 +133,7 @@ impl Datapath {
             idle_ticks: timing.idle_ticks,
             reuse_ticks: timing.reuse_ticks,
             network_namespace: network_namespace()?,
-            object_id: load::object_id(),
+            object_id: load::object_id(OBJECT),
             seed: seed.bytes(),
             hash_keys: seed.hash_keys(),
         };
@@ -137,9 +144,9 @@ impl Datapath {
 
     fn assemble(pins: Pins, maps: Maps, settings: Settings) -> Result<Self> {
         let flows = flows::FlowMemory::map(&maps, &settings)?;
-        let program = load::pinned_program(&pins, PROGRAM)?;
         let clock = load::pinned_program(&pins, CLOCK)?;
-        Ok(Self { pins, maps, program, clock, settings, flows })
+        let programs = Mutex::new([pinned_id(&pins)?; 2]);
+        Ok(Self { pins, maps, clock, programs, settings, flows })
     }
 
     /// Attaches to an interface, unless the pinned link to it is alive.
@@ -147,11 +154,16 @@ impl Datapath {
     /// # Errors
     /// If the interface takes no XDP program in this mode; nothing is changed then.
     pub fn attach(
-        &mut self,
+        &self,
         interface: &crate::network::Interface,
         mode: crate::model::XdpMode,
     ) -> Result<()> {
-        attach::attach(&mut self.program, &self.pins, interface, mode)
+        // While an upgrade is under way its links are in its hands, and what was just seen on the
+        // interface may be the program before.
+        if upgrade::is_under_way(&self.pins) && self.pins.link(&interface.name).exists() {
+            return Ok(());
+        }
+        attach::attach(&mut load::pinned_program(&self.pins, PROGRAM)?, &self.pins, interface, mode)
     }
 
     /// Takes the program off every interface that is not among `keep`.
@@ -165,9 +177,16 @@ impl Datapath {
         Ok(())
     }
 
-    /// Id of the program that frames run through.
-    pub fn program_id(&self) -> Result<u32> {
-        Ok(self.program.info().context("ask the kernel about the program")?.id())
+    /// Whether a program that was seen on an interface is ours. The one before is too: an upgrade
+    /// by another process may have come since it was seen.
+    pub fn is_ours(&self, program_id: u32) -> bool {
+        let mut known = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
+        if !known.contains(&program_id)
+            && pinned_id(&self.pins).is_ok_and(|pinned| pinned == program_id)
+        {
+            *known = [program_id, known[0]];
+        }
+        known.contains(&program_id)
     }
 
     /// What every packet is told.
@@ -195,20 +214,26 @@ impl Datapath {
         let fitting = Timing::from_hz(hz, longest).tick_shift <= tick_shift;
         let idle_ticks = clock::idle_ticks(longest, hz, tick_shift);
         if idle_ticks != self.settings.idle_ticks {
-            let settings = Settings { idle_ticks, ..self.settings };
+            let Settings { object_id, .. } = self.maps.settings()?;
+            let settings = Settings { idle_ticks, object_id, ..self.settings };
             self.maps.set_settings(&settings)?;
             self.settings = settings;
         }
         Ok(fitting)
     }
 
-    /// Writes the settings again if they are not what we wrote; tells whether they were.
+    /// Writes the settings again if they are not what we wrote; tells whether they were. Which
+    /// object file runs is an upgrade's word, and that may be another process.
     ///
     /// # Errors
     /// If the kernel refuses.
     pub fn mend_settings(&mut self) -> Result<bool> {
-        let intact = self.maps.settings()? == self.settings;
-        if !intact {
+        let seen = self.maps.settings()?;
+        let upgraded = Settings { object_id: seen.object_id, ..self.settings };
+        let intact = seen == upgraded;
+        if intact {
+            self.settings = upgraded;
+        } else {
             self.maps.set_settings(&self.settings)?;
         }
         Ok(intact)
@@ -246,10 +271,23 @@ impl Datapath {
     }
 }
 
+/// Id of the pinned program.
+fn pinned_id(pins: &Pins) -> Result<u32> {
+    let program = load::pinned_program(pins, PROGRAM)?;
+    Ok(program.info().context("ask the kernel about the program")?.id())
+}
+
+fn damaged(pins: &Pins) -> String {
+    format!(
+        "the instance pinned under {} is damaged; it goes on forwarding. `sluice detach` removes it",
+        pins.root().display()
+    )
+}
+
 /// The network namespace we are in.
 fn network_namespace() -> Result<u32> {
     use std::os::unix::fs::MetadataExt as _;
-    let path = "/proc/self/ns/net";
+    let path = "/proc/thread-self/ns/net";
     let inode = std::fs::metadata(path).with_context(|| format!("look at {path}"))?.ino();
     u32::try_from(inode).with_context(|| format!("{path} has inode {inode}"))
 }

@@ -22,12 +22,11 @@ use crate::{
 const CROWDED: f64 = 0.75;
 
 pub(super) fn status(state: &State) -> api::Status {
-    let program = state.datapath.program_id().ok();
     let interfaces: Vec<api::Interface> = state
         .interfaces
         .iter()
         .map(|seen| {
-            let ours = seen.xdp.filter(|xdp| Some(xdp.id) == program);
+            let ours = seen.xdp.filter(|xdp| state.datapath.is_ours(xdp.id));
             api::Interface {
                 name: seen.name.clone(),
                 xdp_mode: match (ours, state.desired.dataplane.xdp_mode) {
