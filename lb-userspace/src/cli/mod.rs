@@ -2,7 +2,7 @@
 //!
 //! People read text and scripts read `--json`; both come from the same structs. Everything is
 //! asked over the control socket, but for `run`, `check` and what works without a daemon:
-//! `direct` and `agent`.
+//! `direct`, `upgrade` and `agent`.
 
 mod agent;
 mod change;
@@ -13,6 +13,7 @@ mod drain;
 mod figures;
 mod render;
 mod table;
+mod upgrade;
 
 use std::{
     io::{self, IsTerminal, Write},
@@ -144,6 +145,14 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// Put this build's kernel program in the place of the running one, if it is not worse
+    ///
+    /// Loads it beside the running one, rehearses golden frames and packets of live flows through
+    /// both, swaps it in without losing a frame, watches it, and rolls back if more frames are
+    /// dropped or fewer are served than before. The daemon runs on, or need not run at all; a
+    /// newer build's `run` does the same by itself.
+    #[command(after_help = "Exit codes: 0 upgraded, or nothing to do; 1 refused or rolled back.")]
+    Upgrade(upgrade::Arguments),
     /// Stop forwarding: take off programs, maps, pins and the VIPs that `run` added
     ///
     /// Works without a daemon. Connections through this instance break, and what was said at run
@@ -300,6 +309,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
                 render::reasons(reasons, all, palette)
             })?;
         }
+        Command::Upgrade(arguments) => return upgrade::execute(&arguments, &instance),
         Command::Detach => direct::detach(&instance).await?,
         Command::Agent(command) => agent::execute(command, instance).await?,
         Command::Completions { shell } => {

@@ -39,6 +39,8 @@ fn every_documented_command_is_understood() {
         "sluice flows --service web --backend web-1 --client 2001:db8::1 --limit 0",
         "sluice reasons --all",
         "sluice detach",
+        "sluice upgrade",
+        "sluice upgrade --watch 10 --force --json",
         "sluice completions zsh",
         "sluice agent run --interface eth0 --vip 203.0.113.10 2001:db8::10 --from 10.255.0.0/16",
         "sluice agent run --interface eth0 --vip 203.0.113.10 --vip 203.0.113.11",
@@ -67,6 +69,7 @@ fn wrong_usage_is_told_from_failure() {
         ("sluice backend drain web web-1 --deadline soon", ErrorKind::ValueValidation),
         ("sluice backend weight web web-1", ErrorKind::MissingRequiredArgument),
         ("sluice backend weight web web-1 many", ErrorKind::ValueValidation),
+        ("sluice upgrade --watch 0", ErrorKind::ValueValidation),
         ("sluice agent run --interface eth0", ErrorKind::MissingRequiredArgument),
         (
             "sluice agent run --interface eth0 --vip 1.2.3.4 --from 1.2.3.4",
