@@ -22,6 +22,7 @@
 //! network namespace alone.
 
 mod agent;
+pub mod builds;
 mod client;
 mod conversation;
 mod host;
@@ -30,6 +31,7 @@ mod leftovers;
 mod load;
 mod namespace;
 mod nginx;
+mod numbers;
 mod process;
 mod raw;
 mod sluice;
@@ -57,6 +59,7 @@ pub use self::{
     load::{Load, LoadPlan, Tally, Target},
     namespace::Namespace,
     nginx::Nginx,
+    numbers::{Arrived, Numbers},
     process::{Process, Stopped},
     raw::{RawSocket, Received},
     sluice::{Sluice, dataplane, service, sluice_binary},

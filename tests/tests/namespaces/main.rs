@@ -10,4 +10,5 @@ mod life;
 mod networks;
 mod observe;
 mod scene;
+mod upgrade;
 mod wrong_input;
