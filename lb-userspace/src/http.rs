@@ -223,7 +223,7 @@ fn active_flows(status: &api::Status) -> Result<IntGaugeVec, prometheus::Error> 
 
 fn takes_new_flows(status: &api::Status) -> Result<IntGaugeVec, prometheus::Error> {
     let help = "1 if new flows may choose this backend, else 0.";
-    let opts = Opts::new("sluice_backend_takes_new_flows", help);
+    let opts = Opts::new("sluice_backend_eligible", help);
     let takes = IntGaugeVec::new(opts, &["service", "backend"])?;
     for (service, backend) in backends(status) {
         let labels = [&service.name, &backend.name];
@@ -348,7 +348,7 @@ mod tests {
             "sluice_flow_capacity 1048576",
             "sluice_flows{state=\"old\"} 1131",
             "sluice_backend_active_flows{backend=\"web-1\",service=\"web\"} 12",
-            "sluice_backend_takes_new_flows{backend=\"web-1\",service=\"web\"} 1",
+            "sluice_backend_eligible{backend=\"web-1\",service=\"web\"} 1",
             "sluice_backend_admin_state{backend=\"web-1\",service=\"web\",state=\"enabled\"} 1",
             "sluice_config_generation 7",
             "sluice_drift_repairs_total 0",

@@ -15,6 +15,7 @@ use crate::{
     control::server::{self, Claim},
     datapath,
     instance::Instance,
+    intent::kept,
 };
 
 /// How long a daemon may take to stop.
@@ -31,7 +32,9 @@ pub async fn detach(instance: &Instance) -> Result<()> {
         // Nobody is left to tell that stderr is closed.
         let _ = writeln!(io::stderr(), "instance {instance} is not attached: nothing to do");
     }
-    Ok(())
+    kept::forget(&instance.state()).with_context(|| {
+        format!("forget what was said at run time, in {}", instance.state().display())
+    })
 }
 
 /// Becomes the instance, in the place of a running daemon if there is one.

@@ -20,6 +20,8 @@ use crate::{
     model::{Backend, Desired, Service},
 };
 
+/// Its name in the state directory.
+const FILE: &str = "state.json";
 /// Of this file's shape.
 const VERSION: u32 = 1;
 
@@ -150,7 +152,7 @@ impl Store {
     }
 
     fn path(&self) -> PathBuf {
-        self.directory.join("state.json")
+        self.directory.join(FILE)
     }
 
     /// What is kept, and for which `--config` file; what can't be read is set aside.
@@ -192,6 +194,17 @@ impl Store {
     pub fn keep(&self, intent: &Intent) -> io::Result<()> {
         let json = serde_json::to_vec(&file(intent, &self.config))?;
         write_whole(&self.directory, &self.path(), &json)
+    }
+}
+
+/// Forgets what is kept: the next start knows its file alone.
+///
+/// # Errors
+/// If the file can't be removed.
+pub fn forget(directory: &Path) -> io::Result<()> {
+    match fs::remove_file(directory.join(FILE)) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
+        _ => Ok(()),
     }
 }
 

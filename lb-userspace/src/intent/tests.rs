@@ -356,6 +356,9 @@ mod kept_on_disk {
         let again = restore(directory.path(), FILE);
         assert_eq!(again.intent, said);
         assert_eq!(again.notes, [""; 0]);
+        kept::forget(directory.path()).expect("removed");
+        kept::forget(directory.path()).expect("there is nothing to remove");
+        assert_eq!(picture(&restore(directory.path(), FILE).intent), ALL);
         assert!(!directory.path().join("state.json.new").exists());
     }
 

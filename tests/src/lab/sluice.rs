@@ -122,6 +122,11 @@ impl Sluice {
         fs::read_to_string(&self.log).unwrap_or_default()
     }
 
+    /// What of it outlives the machine.
+    pub fn state(&self) -> PathBuf {
+        Path::new("/var/lib/sluice").join(self.host.name())
+    }
+
     /// Where its programs, maps and links are pinned.
     pub fn pins(&self) -> PathBuf {
         Path::new("/sys/fs/bpf/sluice").join(self.host.name())
