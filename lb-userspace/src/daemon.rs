@@ -228,8 +228,7 @@ fn addresses(desired: &Desired) -> BTreeSet<IpAddr> {
 async fn see_interfaces(names: &[String]) -> Vec<InterfaceSeen> {
     let mut seen = Vec::with_capacity(names.len());
     for name in names {
-        let xdp = network::interface(name).await.ok().and_then(|interface| interface.xdp);
-        seen.push(InterfaceSeen { name: name.clone(), xdp });
+        seen.push(InterfaceSeen { name: name.clone(), found: network::interface(name).await.ok() });
     }
     seen
 }
@@ -305,33 +304,26 @@ fn reload(observed: &Observed, config: &Path) {
 async fn follow(observed: &Observed, next_hops: &NextHops, owned: &mut BTreeSet<IpAddr>) {
     let desired = observed.lock().desired.clone();
     next_hops.watch(addresses(&desired));
-    let mut interfaces = Vec::new();
-    let mut error = None;
-    for name in &desired.dataplane.interfaces {
-        match network::interface(name).await {
-            Ok(interface) => interfaces.push(interface),
-            Err(missing) => error = Some(anyhow::Error::from(missing)),
-        }
-    }
-    let attached = block_in_place(|| {
-        let state = observed.lock();
-        for interface in &interfaces {
-            state.datapath.attach(interface, desired.dataplane.xdp_mode)?;
-        }
-        state.datapath.detach_others(&desired.dataplane.interfaces)
-    });
-    if let Some(error) = attached.err().or(error) {
-        tracing::error!("can't attach to every interface: {error:#}");
+    let detached =
+        block_in_place(|| observed.lock().datapath.detach_others(&desired.dataplane.interfaces));
+    if let Err(error) = detached {
+        tracing::error!("can't detach from what is no longer configured: {error:#}");
     }
     look_around(observed, owned).await;
 }
 
-/// Looks at the interfaces, and puts the VIPs on this host: an interface that was taken down has
+/// Looks at the interfaces: one without a program gets ours, be it new in the config, made anew,
+/// or stripped by somebody. And puts the VIPs on this host: an interface that was taken down has
 /// lost its IPv6 addresses.
 async fn look_around(observed: &Observed, owned: &mut BTreeSet<IpAddr>) {
     let desired = observed.lock().desired.clone();
-    let interfaces = see_interfaces(&desired.dataplane.interfaces).await;
+    let names = &desired.dataplane.interfaces;
+    let interfaces = see_interfaces(names).await;
     observed.lock().interfaces = interfaces;
+    if block_in_place(|| observed.lock().attach_again()) {
+        let interfaces = see_interfaces(names).await;
+        observed.lock().interfaces = interfaces;
+    }
     match own_vips(&desired).await {
         Ok(wanted) => {
             let gone: BTreeSet<IpAddr> = owned.difference(&wanted).copied().collect();

@@ -109,6 +109,11 @@ enum Command {
     Export(Output),
     /// Does it forward, to whom, and what is wrong?
     Status(Output),
+    /// Exit 0 if the instance is attached and forwards, else 1 with the reason
+    ///
+    /// For keepalived, a route announcer, or a script: it asks this host alone, nobody remote. If
+    /// no daemon answers, it is 1 as well, though forwarding goes on without one.
+    CheckReady,
     /// Services
     #[command(subcommand)]
     Service(ServiceCommand),
@@ -296,6 +301,13 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Export(output) => {
             output.print(&client.export().await?, |exported, _| exported.text.clone())?;
+        }
+        Command::CheckReady => {
+            let status = client.status().await?;
+            if !status.ready {
+                anyhow::bail!("not forwarding: {}", status.problems.join("; "));
+            }
+            print(b"ready\n")?;
         }
         Command::Service(command) => return about_service(&client, command).await,
         Command::Backend(command) => return about_backend(&client, command).await,

@@ -23,6 +23,7 @@ fn every_documented_command_is_understood() {
         "sluice plan sluice.toml --json",
         "sluice apply sluice.toml --force",
         "sluice export",
+        "sluice check-ready",
         "sluice service list",
         "sluice service add api 203.0.113.20:443 --forwarding ipip --min-available 2",
         "sluice service remove api --force",

@@ -18,7 +18,7 @@ use crate::{
         kept::{Restored, Store},
     },
     model::{Backend, Desired, Identity, IdleTimeouts, Service},
-    network::{Snapshot, XdpProgram},
+    network::{Interface, Snapshot, XdpProgram},
     reconcile::{self, Image, ServiceImage},
 };
 
@@ -53,6 +53,8 @@ pub struct State {
     pub reload_error: Option<String>,
     /// What else went wrong and stays so.
     pub notes: Vec<String>,
+    /// Why an interface could not be attached to again, if it could not.
+    pub attach_error: Option<String>,
     /// Writes that mended what somebody else had changed in the maps.
     pub drift_repairs: u64,
     /// Where the intent is kept.
@@ -72,8 +74,15 @@ pub struct State {
 pub struct InterfaceSeen {
     /// Its name.
     pub name: String,
-    /// The program on it; `None` if there is none, or no such interface.
-    pub xdp: Option<XdpProgram>,
+    /// What it is; `None` if there is no such interface.
+    pub found: Option<Interface>,
+}
+
+impl InterfaceSeen {
+    /// The program on it.
+    pub fn xdp(&self) -> Option<XdpProgram> {
+        self.found.as_ref().and_then(|interface| interface.xdp)
+    }
 }
 
 impl State {
@@ -95,6 +104,7 @@ impl State {
             keep_error: None,
             reload_error: None,
             notes,
+            attach_error: None,
             drift_repairs: 0,
             store,
             changed: Instant::now(),
@@ -302,6 +312,30 @@ impl State {
         reconcile::apply(&repairs, &mut self.datapath.maps, &mut self.image)?;
         self.drift_repairs += repairs.len() as u64;
         Ok(())
+    }
+
+    /// Attaches to the configured interfaces that run no program; tells whether it did. One that
+    /// runs somebody else's is left alone.
+    pub fn attach_again(&mut self) -> bool {
+        let mut attached = false;
+        let mut error = None;
+        for interface in self.interfaces.iter().filter_map(|seen| seen.found.as_ref()) {
+            if interface.xdp.is_some() {
+                continue;
+            }
+            match self.datapath.attach(interface, self.desired.dataplane.xdp_mode) {
+                Ok(()) => {
+                    tracing::warn!(interface = &*interface.name, "ran no program: attached");
+                    attached = true;
+                }
+                Err(refused) => error = Some(format!("{refused:#}")),
+            }
+        }
+        if error.is_some() && error != self.attach_error {
+            tracing::error!("{}", error.as_deref().unwrap_or_default());
+        }
+        self.attach_error = error;
+        attached
     }
 
     /// Whether some backend only waits for its last flow to end.

@@ -26,7 +26,7 @@ pub(super) fn status(state: &State) -> api::Status {
         .interfaces
         .iter()
         .map(|seen| {
-            let ours = seen.xdp.filter(|xdp| state.datapath.is_ours(xdp.id));
+            let ours = seen.xdp().filter(|xdp| state.datapath.is_ours(xdp.id));
             api::Interface {
                 name: seen.name.clone(),
                 xdp_mode: match (ours, state.desired.dataplane.xdp_mode) {
@@ -208,8 +208,8 @@ fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> 
     let mut problems = Vec::new();
     for interface in interfaces.iter().filter(|interface| !interface.attached) {
         problems.push(format!(
-            "{} does not run our program, so what arrives there is not balanced: start `sluice run` \
-             again, or look who took it off",
+            "{} does not run our program, so what arrives there is not balanced: see `ip link` \
+             whether it is there, and whose program it runs",
             interface.name
         ));
     }
@@ -231,6 +231,7 @@ fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> 
     }
     problems
         .extend(state.reconcile_error.iter().map(|e| format!("the maps are not as wanted: {e}")));
+    problems.extend(state.attach_error.clone());
     problems.extend(state.keep_error.clone());
     problems.extend(state.reload_error.clone());
     problems.extend(counted.error.clone());

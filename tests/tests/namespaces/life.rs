@@ -180,6 +180,25 @@ fn a_program_of_somebody_else_is_left_alone() {
 }
 
 #[test]
+fn an_interface_that_lost_the_program_gets_it_again() {
+    if !is_privileged() {
+        return;
+    }
+    let (scene, sluice) = Scene::forwarding(Plan::default(), VIP4, "l2", Family::V4);
+    assert_eq!(sluice.cli_ok(&["check-ready"]).unwrap(), "ready\n");
+    // The link's pin gone, the kernel takes the program off.
+    std::fs::remove_file(sluice.pins().join("links/eth0")).unwrap();
+    until("the program to be back", DEADLINE, || {
+        let status = sluice.status().unwrap();
+        let is_back = sluice.pins().join("links/eth0").exists() && status["ready"] == true;
+        is_back.then_some(())
+    })
+    .unwrap();
+    assert!(sluice.log().contains("ran no program: attached"), "{}", sluice.log());
+    assert_flawless(&scene, &scene.request(VIP4, 60));
+}
+
+#[test]
 fn a_second_daemon_of_the_same_instance_is_refused() {
     if !is_privileged() {
         return;
