@@ -1,5 +1,7 @@
 //! Counters: the kernel keeps a row for each CPU, here they are summed.
 
+use std::collections::BTreeMap;
+
 use anyhow::Result;
 use lb_common::{
     abi::{Traffic, capacity::COUNTERS_PER_CHUNK},
@@ -60,10 +62,17 @@ impl Maps {
         Ok(sums)
     }
 
-    /// Starts a backend's counters anew, when its index gets a new owner.
-    pub fn reset_counters(&mut self, index: u16) -> Result<()> {
-        let index = usize::from(index);
-        self.clear_counters((index / COUNTERS_PER_CHUNK) as u32, index % COUNTERS_PER_CHUNK)
+    /// Starts backends' counters anew, when their indices get new owners.
+    ///
+    /// # Errors
+    /// If a map can't be read or written.
+    pub fn reset_counters(&mut self, indices: impl IntoIterator<Item = u16>) -> Result<()> {
+        let mut chunks: BTreeMap<u32, Vec<usize>> = BTreeMap::new();
+        for index in indices.into_iter().map(usize::from) {
+            let chunk = (index / COUNTERS_PER_CHUNK) as u32;
+            chunks.entry(chunk).or_default().push(index % COUNTERS_PER_CHUNK);
+        }
+        chunks.into_iter().try_for_each(|(chunk, places)| self.clear_counters(chunk, &places))
     }
 
     /// Frames not forwarded, by reason, in the order of [`Reason::ALL`].

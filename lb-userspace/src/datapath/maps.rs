@@ -250,22 +250,22 @@ impl Maps {
         rows(&self.events, chunk).context("read EVENTS")
     }
 
-    /// Sets the counters of one chunk to zero for one place in it.
-    pub(super) fn clear_counters(&mut self, chunk: u32, place: usize) -> Result<()> {
+    /// Sets the counters of one chunk to zero for some places in it.
+    pub(super) fn clear_counters(&mut self, chunk: u32, places: &[usize]) -> Result<()> {
         fn cleared<T: FromBytes + IntoBytes + Copy + 'static, const N: usize>(
             map: &mut PerCpu<[T; N]>,
             chunk: u32,
-            place: usize,
+            places: &[usize],
         ) -> Result<()> {
             let mut values: Vec<Raw<[T; N]>> = map.get(&chunk, 0)?.to_vec();
             for Raw(row) in &mut values {
-                row[place] = T::new_zeroed();
+                places.iter().for_each(|place| row[*place] = T::new_zeroed());
             }
             map.set(chunk, values.try_into()?, 0)?;
             Ok(())
         }
-        cleared(&mut self.traffic, chunk, place).context("write TRAFFIC")?;
-        cleared(&mut self.events, chunk, place).context("write EVENTS")
+        cleared(&mut self.traffic, chunk, places).context("write TRAFFIC")?;
+        cleared(&mut self.events, chunk, places).context("write EVENTS")
     }
 
     /// Counts by reason, a row for each CPU.

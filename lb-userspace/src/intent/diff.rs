@@ -1,6 +1,6 @@
 //! What differs between two wishes, in words.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use humantime::format_duration;
 
@@ -13,9 +13,12 @@ use crate::{
 /// Every difference: of the instance first, then service by service.
 pub fn diff(before: &Desired, after: &Desired) -> Vec<Difference> {
     let mut differences = of_instance(before, after);
-    let names: BTreeSet<&str> = staying(before).chain(staying(after)).map(|s| &*s.name).collect();
+    let [old, new] = [before, after].map(|desired| {
+        staying(desired).map(|service| (&*service.name, service)).collect::<HashMap<_, _>>()
+    });
+    let names: BTreeSet<&str> = old.keys().chain(new.keys()).copied().collect();
     for name in names {
-        match (before.service(name), after.service(name)) {
+        match (old.get(name).copied(), new.get(name).copied()) {
             (None, Some(new)) => {
                 let text = format!("{} {}", new.vip, new.forwarding.name());
                 differences.push(difference(Action::Add, name, None, text));
@@ -25,6 +28,7 @@ pub fn diff(before: &Desired, after: &Desired) -> Vec<Difference> {
                 differences.push(difference(Action::Remove, name, None, old.vip.to_string()));
                 differences.extend(of_backends(Some(old), None, after));
             }
+            (Some(old), Some(new)) if old == new => {}
             (Some(old), Some(new)) => {
                 let changes = of_service(old, new);
                 if !changes.is_empty() {
@@ -88,13 +92,6 @@ fn of_service(old: &Service, new: &Service) -> Vec<String> {
 }
 
 fn of_backends(old: Option<&Service>, new: Option<&Service>, after: &Desired) -> Vec<Difference> {
-    let by_identity = |service: Option<&Service>| -> BTreeMap<Identity, Backend> {
-        let backends = service.map(|service| {
-            let staying = service.backends.iter().filter(|backend| !backend.leaving);
-            staying.map(|backend| (service.identity(backend), backend.clone())).collect()
-        });
-        backends.unwrap_or_default()
-    };
     let name = old.or(new).map_or("", |service| &*service.name);
     let (before, now) = (by_identity(old), by_identity(new));
     let mut differences = Vec::new();
@@ -120,6 +117,14 @@ fn of_backends(old: Option<&Service>, new: Option<&Service>, after: &Desired) ->
         }
     }
     differences
+}
+
+fn by_identity(service: Option<&Service>) -> BTreeMap<Identity, &Backend> {
+    let backends = service.map(|service| {
+        let staying = service.backends.iter().filter(|backend| !backend.leaving);
+        staying.map(|backend| (service.identity(backend), backend)).collect()
+    });
+    backends.unwrap_or_default()
 }
 
 fn of_backend(old: &Backend, new: &Backend) -> Vec<String> {

@@ -223,24 +223,18 @@ impl Intent {
     /// After a change: what is no longer wanted begins to leave, what is wanted again stays, and
     /// what was said of nobody is forgotten.
     fn settle(&mut self, before: &Desired, leave: Leave, now: Moment) {
-        let declared = &self.declared.desired;
-        self.services_removed.retain(|name| declared.service(name).is_some());
-        let bases = self.services_added.values().chain(&declared.services);
-        let names: HashSet<(&str, &str)> =
-            bases.flat_map(|base| base.backends.iter().map(|b| (&*base.name, &*b.name))).collect();
-        let services: HashSet<&str> = self
-            .services_added
-            .keys()
-            .map(|name| &**name)
-            .chain(declared.services.iter().map(|service| &*service.name))
-            .collect();
-        self.backends.retain(|(service, backend), said| {
-            let there = names.contains(&(&**service, &**backend));
-            let added = said.added.is_some() && services.contains(&**service);
-            *said != Said::default() && (there || added)
+        let Self { declared, services_added, services_removed, backends, leaving, .. } = self;
+        let declared = &declared.desired;
+        services_removed.retain(|name| declared.service(name).is_some());
+        backends.retain(|(service, backend), said| {
+            let base = services_added.get(service).or_else(|| declared.service(service));
+            let is_known = |base: &Service| said.added.is_some() || base.backend(backend).is_some();
+            *said != Said::default() && base.is_some_and(is_known)
         });
 
-        let staying: HashSet<Identity> = identities(&self.desired()).collect();
+        let were_leaving = leaving.clone();
+        let after = self.desired();
+        let staying: HashSet<Identity> = identities(&after).collect();
         self.leaving.retain(|leaving| !staying.contains(&leaving.identity()));
         for service in before.services.iter().filter(|service| !service.leaving) {
             for backend in service.backends.iter().filter(|backend| !backend.leaving) {
@@ -249,7 +243,7 @@ impl Intent {
                 }
             }
         }
-        if self.desired() != *before {
+        if after != *before || self.leaving != were_leaving {
             self.generation += 1;
         }
     }

@@ -23,13 +23,23 @@ pub fn apply(writes: &[Write], maps: &mut Maps, image: &mut Image) -> Result<()>
     let mut rest = writes;
     while let Some(write) = rest.first() {
         let is_table = |write: &&Write| matches!(write, Write::Slots { .. });
+        let is_clear = |write: &&Write| matches!(write, Write::ClearCounters(_));
         let tables = rest.iter().take(TABLES_AT_ONCE).take_while(is_table).count();
-        let (now, later) = rest.split_at(tables.max(1));
+        let clears = rest.iter().take_while(is_clear).count();
+        let (now, later) = rest.split_at((tables + clears).max(1));
         if tables > 0 {
             write_tables(now, maps, image)?;
+        } else if clears > 0 {
+            let index = |write: &Write| match write {
+                Write::ClearCounters(index) => Some(*index),
+                _ => None,
+            };
+            maps.reset_counters(now.iter().filter_map(index))?;
         } else {
             write_one(write, maps)?;
-            image.record(write);
+        }
+        if tables == 0 {
+            now.iter().for_each(|write| image.record(write));
         }
         rest = later;
     }
@@ -38,7 +48,7 @@ pub fn apply(writes: &[Write], maps: &mut Maps, image: &mut Image) -> Result<()>
 
 fn write_one(write: &Write, maps: &mut Maps) -> Result<()> {
     match write {
-        Write::ClearCounters(index) => maps.reset_counters(*index),
+        Write::ClearCounters(index) => maps.reset_counters([*index]),
         Write::Egress(index, egress) => maps.set_egress(u32::from(*index), egress),
         Write::Backend(index, backend) => maps.set_backend(u32::from(*index), backend),
         Write::Slots { service, slots, members } => {

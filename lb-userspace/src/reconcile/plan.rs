@@ -81,6 +81,8 @@ pub fn plan(
 /// Maglev tables, which wait for the kernel, are side by side.
 #[derive(Clone, Copy)]
 enum Stage {
+    /// Counters of indices that get a new owner; many share one element of a map.
+    Counters,
     /// What tables and services refer to.
     Parts,
     /// Maglev tables.
@@ -93,7 +95,7 @@ struct Planner {
     /// What the maps will hold after `writes`.
     image: Image,
     /// By [`Stage`].
-    writes: [Vec<Write>; 3],
+    writes: [Vec<Write>; 4],
     /// Backends that are wanted.
     kept: BTreeSet<u16>,
     /// Services by what they are.
@@ -192,7 +194,7 @@ impl Planner {
                 let index = free_index(self.lowest_free_backend, capacity::BACKENDS, is_taken)
                     .ok_or_else(|| too_many("backends", capacity::BACKENDS - 1))?;
                 self.lowest_free_backend = index;
-                self.write(Stage::Parts, Write::ClearCounters(index));
+                self.write(Stage::Counters, Write::ClearCounters(index));
                 index
             }
         };

@@ -172,9 +172,9 @@ fn a_service_is_complete_before_it_can_be_found() {
         names(&writes),
         [
             "clear counters",
+            "clear counters",
             "egress",
             "backend",
-            "clear counters",
             "backend",
             "service",
             "slots",
