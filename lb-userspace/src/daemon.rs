@@ -23,12 +23,17 @@ use tokio::{
 
 use crate::{
     config,
-    control::{Peer, api, server},
+    control::{
+        Peer,
+        api::{self, EventKind},
+        server,
+    },
     datapath::{self, Datapath, preflight},
     drain::Moment,
     http,
     instance::Instance,
     intent::kept::{Restored, Store},
+    journal::Entry,
     model::Desired,
     network::{self, Interface, NextHops, Snapshot},
     observe::{InterfaceSeen, Observed, State},
@@ -41,6 +46,9 @@ use crate::{
 const FIRST_SNAPSHOT: Duration = Duration::from_millis(1500);
 /// How often flows are counted while a backend drains.
 const PULSE: Duration = Duration::from_millis(200);
+/// Addresses that are named when many can, or can't, be reached at once: behind one gateway there
+/// may be thousands.
+const TOLD: usize = 20;
 /// Pulses between two looks whether the maps hold what we wrote: within a second, it is mended.
 const MEND: u32 = 4;
 /// Pulses between two sweeps of the flow table, and two looks at the interfaces.
@@ -72,10 +80,14 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
     }
 
     let observed = start(&instance, restored, &interfaces, &snapshots).await?;
-    tracing::info!(instance = instance.name(), "forwarding");
+    note(&observed, EventKind::Daemon, format!("forwarding, sluice {}", api::VERSION));
     if observed.lock().datapath.is_outdated() {
         let observed = observed.clone();
-        datapath::upgrade::beside(&instance, move |note| observed.lock().notes.push(note));
+        datapath::upgrade::beside(&instance, move |text| {
+            let mut state = observed.lock();
+            state.journal.note(EventKind::Upgrade, Entry::new(text.clone()));
+            state.notes.push(text);
+        });
     }
 
     let (stop, stopping) = watch::channel(false);
@@ -102,7 +114,8 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
     }
 
     let result = watch_over(&observed, &next_hops, &config).await;
-    tracing::info!("stopping; forwarding goes on without the daemon, `sluice detach` ends it");
+    let text = "stopping; forwarding goes on without the daemon, `sluice detach` ends it";
+    note(&observed, EventKind::Daemon, text);
     // Fails only if nobody listens any more.
     let _ = stop.send(true);
     socket.await.context("stop the control server")?;
@@ -254,7 +267,7 @@ async fn watch_over(observed: &Observed, next_hops: &NextHops, config: &Path) ->
             () = observed.changed() => follow(observed, next_hops, &mut owned).await,
             Ok(()) = snapshots.changed() => {
                 let snapshot = snapshots.borrow_and_update().clone();
-                log_changes(&observed.lock().next_hops, &snapshot);
+                note_changes(observed, &snapshot);
                 block_in_place(|| {
                     let mut state = observed.lock();
                     state.next_hops = snapshot;
@@ -286,7 +299,8 @@ fn reload(observed: &Observed, config: &Path) {
     });
     state.reload_error = match taken {
         Ok(changed) => {
-            tracing::info!(generation = changed.generation, "took up the config file again");
+            let text = format!("took up {} again", config.display());
+            state.journal.note(EventKind::Daemon, Entry::new(text));
             for warning in changed.warnings {
                 tracing::warn!("{warning}");
             }
@@ -294,7 +308,7 @@ fn reload(observed: &Observed, config: &Path) {
         }
         Err(error) => {
             let error = format!("SIGHUP changed nothing: {error:#}");
-            tracing::error!("{error}");
+            state.trouble(&error);
             Some(error)
         }
     };
@@ -362,17 +376,32 @@ fn beat(observed: &Observed, pulse: u32) {
     }
 }
 
-fn log_changes(before: &Snapshot, after: &Snapshot) {
+fn note_changes(observed: &Observed, after: &Snapshot) {
+    let state = observed.lock();
+    let mut found = Vec::new();
+    let mut lost = Vec::new();
     for (address, now) in after.iter() {
-        let was = before.get(address);
-        match (was, now) {
+        match (state.next_hops.get(address), now) {
             (Some(Err(_)) | None, Ok(hop)) => {
-                tracing::info!(%address, interface = &*hop.interface_name, "next hop resolved");
+                found.push(format!("{address} can be reached by {}", hop.interface_name));
             }
             (Some(Ok(_)) | None, Err(error)) => {
-                tracing::warn!("{error} (reason {} while it lasts)", Reason::NoNextHop.name());
+                let reason = Reason::NoNextHop.name();
+                lost.push(format!("{error} (reason {reason} while it lasts)"));
             }
             _ => {}
         }
     }
+    for (mut texts, what) in [(found, "can be reached"), (lost, "can't be reached")] {
+        let surplus = texts.len().saturating_sub(TOLD);
+        texts.truncate(TOLD);
+        if surplus > 0 {
+            texts.push(format!("and {surplus} more addresses {what}"));
+        }
+        state.journal.note_all(EventKind::NextHop, texts.into_iter().map(Entry::new));
+    }
+}
+
+fn note(observed: &Observed, kind: EventKind, text: impl Into<String>) {
+    observed.lock().journal.note(kind, Entry::new(text));
 }

@@ -17,6 +17,7 @@ pub mod drain;
 pub mod http;
 pub mod instance;
 pub mod intent;
+pub mod journal;
 pub mod model;
 pub mod network;
 pub mod observe;

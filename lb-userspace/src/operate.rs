@@ -23,6 +23,7 @@ use crate::{
     datapath::FlowView,
     drain::{Admin, Moment},
     intent::{Declared, Intent, Refusal, Take, diff},
+    journal::Entry,
     model::{Backend, Desired, Identity, Service},
     network::Snapshot,
     observe::State,
@@ -131,17 +132,18 @@ impl State {
         let before = self.desired.clone();
         let is_same = self.intent == next;
         let differences = diff(&before, &next.desired());
-        for difference in &differences {
-            tracing::info!(
-                uid = peer.uid,
-                pid = peer.pid,
-                service = difference.service,
-                backend = difference.backend,
-                "{}: {}",
-                difference.action.name(),
-                difference.text
-            );
-        }
+        let generation = next.generation();
+        let entries = differences.iter().map(|difference| {
+            let text = match difference.action {
+                api::Action::Change => difference.text.clone(),
+                api::Action::Add | api::Action::Remove => {
+                    format!("{} {}", difference.action.name(), difference.text)
+                }
+            };
+            let (service, backend) = (&difference.service, &difference.backend);
+            Entry::new(text).about(service.as_deref(), backend.as_deref()).by(peer, generation)
+        });
+        self.journal.note_all(api::EventKind::Change, entries);
         if !is_same {
             self.adopt(next);
             // Flows are counted from the moment at which no new ones come.

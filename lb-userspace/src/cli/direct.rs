@@ -12,10 +12,14 @@ use nix::{
 };
 
 use crate::{
-    control::server::{self, Claim},
+    control::{
+        api::EventKind,
+        server::{self, Claim},
+    },
     datapath,
     instance::Instance,
     intent::kept,
+    journal::{Entry, Journal},
 };
 
 /// How long a daemon may take to stop.
@@ -28,7 +32,9 @@ const PATIENCE: Duration = Duration::from_secs(10);
 /// If the daemon does not stop, or something can't be removed.
 pub async fn detach(instance: &Instance) -> Result<()> {
     let _claim = claim(instance).await?;
-    if !datapath::detach(instance).await? {
+    if datapath::detach(instance).await? {
+        Journal::of(&instance.state()).note(EventKind::Daemon, Entry::new("detached"));
+    } else {
         // Nobody is left to tell that stderr is closed.
         let _ = writeln!(io::stderr(), "instance {instance} is not attached: nothing to do");
     }

@@ -10,6 +10,7 @@ mod check;
 mod differences;
 mod direct;
 mod drain;
+mod events;
 mod figures;
 mod render;
 mod table;
@@ -158,6 +159,12 @@ enum Command {
     /// newer build's `run` does the same by itself.
     #[command(after_help = "Exit codes: 0 upgraded, or nothing to do; 1 refused or rolled back.")]
     Upgrade(upgrade::Arguments),
+    /// What happened, and who asked for it
+    ///
+    /// Changes, drains, drift, upgrades, troubles; bounded to the latest some 40,000. Without a
+    /// daemon, what it left behind is read.
+    #[command(after_help = "Example: sluice events --since 10m --follow")]
+    Events(events::Arguments),
     /// Stop forwarding: take off programs, maps, pins and the VIPs that `run` added
     ///
     /// Works without a daemon. Connections through this instance break, and what was said at run
@@ -322,6 +329,9 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             })?;
         }
         Command::Upgrade(arguments) => return upgrade::execute(&arguments, &instance),
+        Command::Events(arguments) => {
+            return events::execute(&client, &instance, &arguments).await;
+        }
         Command::Detach => direct::detach(&instance).await?,
         Command::Agent(command) => agent::execute(command, instance).await?,
         Command::Completions { shell } => {

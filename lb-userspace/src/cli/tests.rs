@@ -24,6 +24,8 @@ fn every_documented_command_is_understood() {
         "sluice apply sluice.toml --force",
         "sluice export",
         "sluice check-ready",
+        "sluice events",
+        "sluice events --since 10m --follow --json",
         "sluice service list",
         "sluice service add api 203.0.113.20:443 --forwarding ipip --min-available 2",
         "sluice service remove api --force",

@@ -124,6 +124,15 @@ impl Client {
         self.get(&format!("/v1/drains{}", query(fields))).await
     }
 
+    /// What happened, and who asked for it.
+    pub async fn events(&self, filter: &api::EventFilter) -> Result<api::Events, Error> {
+        let fields = [
+            ("after", filter.after.map(|id| id.to_string())),
+            ("limit", filter.limit.map(|limit| limit.to_string())),
+        ];
+        self.get(&format!("/v1/events{}", query(fields))).await
+    }
+
     /// What is wanted, as a file.
     pub async fn export(&self) -> Result<api::Exported, Error> {
         self.get("/v1/export").await

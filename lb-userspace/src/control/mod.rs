@@ -18,8 +18,8 @@ pub use server::Peer;
 
 use crate::intent::Refusal;
 
-/// What the daemon can tell, and be made to do. Calls may block for as long as a scan of the flow table takes;
-/// the servers make them off the event loop.
+/// What the daemon can tell, and be made to do. Calls may block for as long as a scan of the flow
+/// table takes; the servers make them off the event loop.
 pub trait Control: Send + Sync + 'static {
     /// The whole of it.
     fn status(&self) -> api::Status;
@@ -32,6 +32,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// How drains go, or went.
     fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain>;
+
+    /// What happened, and who asked for it.
+    fn events(&self, filter: &api::EventFilter) -> api::Events;
 
     /// What is wanted, as a file.
     ///

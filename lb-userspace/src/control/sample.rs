@@ -53,6 +53,10 @@ impl Control for Sample {
         drains().into_iter().filter(matches).collect()
     }
 
+    fn events(&self, filter: &api::EventFilter) -> api::Events {
+        crate::journal::select(events().events, filter)
+    }
+
     fn export(&self) -> anyhow::Result<api::Exported> {
         Ok(api::Exported { text: "# all of it\n".to_owned() })
     }
@@ -95,6 +99,32 @@ pub fn drains() -> Vec<api::Drain> {
         flows_cut: 0,
         new_flows_since_drain: 0,
     }]
+}
+
+pub fn events() -> api::Events {
+    let event = |id, at: &str, kind, text: &str| api::Event {
+        id,
+        at: at.to_owned(),
+        kind,
+        service: None,
+        backend: None,
+        text: text.to_owned(),
+        uid: None,
+        pid: None,
+        generation: None,
+    };
+    let change =
+        event(1, "2026-05-01T07:30:00.000001Z", api::EventKind::Change, "enabled -> draining");
+    let drift = event(9, "2026-05-01T07:30:09.5Z", api::EventKind::Drift, "VIPS 203.0.113.10");
+    let change = api::Event {
+        service: Some("web".to_owned()),
+        backend: Some("web-1".to_owned()),
+        uid: Some(0),
+        pid: Some(4711),
+        generation: Some(8),
+        ..change
+    };
+    api::Events { events: vec![change, drift], truncated: false }
 }
 
 pub fn status() -> api::Status {

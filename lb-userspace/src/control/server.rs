@@ -223,7 +223,7 @@ impl Listener for Peers {
 const MAX_REQUEST_BYTES: usize = 2 * config::MAX_FILE_BYTES as usize;
 
 /// The pages, for those who ask for another.
-const PAGES: &str = "GET /v1/status, /v1/flows, /v1/reasons, /v1/drains, /v1/export, and POST \
+const PAGES: &str = "GET /v1/status, /v1/flows, /v1/reasons, /v1/drains, /v1/events, /v1/export, and POST \
                      /v1/changes, /v1/apply, /v1/plan";
 
 /// All pages.
@@ -233,6 +233,7 @@ fn pages(control: Arc<dyn Control>) -> Router {
         .route("/v1/flows", get(flows))
         .route("/v1/reasons", get(reasons))
         .route("/v1/drains", get(drains))
+        .route("/v1/events", get(events))
         .route("/v1/export", get(export))
         .route("/v1/changes", post(change))
         .route("/v1/apply", post(apply))
@@ -272,6 +273,14 @@ async fn drains(
 ) -> Result<Response, Failure> {
     let Query(filter) = filter.map_err(|rejection| Failure::wrong(rejection.body_text()))?;
     answer(&calls, move |control| Ok(control.drains(&filter))).await
+}
+
+async fn events(
+    State(calls): State<Calls>,
+    filter: Result<Query<api::EventFilter>, QueryRejection>,
+) -> Result<Response, Failure> {
+    let Query(filter) = filter.map_err(|rejection| Failure::wrong(rejection.body_text()))?;
+    answer(&calls, move |control| Ok(control.events(&filter))).await
 }
 
 async fn export(State(calls): State<Calls>) -> Result<Response, Failure> {

@@ -122,13 +122,13 @@ async fn errors_are_json_with_a_status() {
             "GET /v2/x",
             "HTTP/1.1 404 Not Found",
             "{\"error\":\"no page /v2/x; there are GET /v1/status, /v1/flows, /v1/reasons, \
-             /v1/drains, /v1/export, and POST /v1/changes, /v1/apply, /v1/plan\"}",
+             /v1/drains, /v1/events, /v1/export, and POST /v1/changes, /v1/apply, /v1/plan\"}",
         ),
         (
             "POST /v1/status",
             "HTTP/1.1 405 Method Not Allowed",
             "{\"error\":\"/v1/status is not for POST; there are GET /v1/status, /v1/flows, \
-             /v1/reasons, /v1/drains, /v1/export, and POST /v1/changes, /v1/apply, /v1/plan\"}",
+             /v1/reasons, /v1/drains, /v1/events, /v1/export, and POST /v1/changes, /v1/apply, /v1/plan\"}",
         ),
         (
             "GET /v1/flows?limit=many",
@@ -169,6 +169,10 @@ impl Control for Broken {
     }
 
     fn drains(&self, _: &api::DrainFilter) -> Vec<api::Drain> {
+        panic!("a defect")
+    }
+
+    fn events(&self, _: &api::EventFilter) -> api::Events {
         panic!("a defect")
     }
 
@@ -215,6 +219,9 @@ async fn what_is_asked_for_is_done_or_refused_with_the_reason() {
     assert_eq!(client.drains(&all).await.expect("drains"), sample::drains());
     let other = api::DrainFilter { backend: Some("web-2".to_owned()), ..all };
     assert_eq!(client.drains(&other).await.expect("drains"), []);
+
+    let later = api::EventFilter { after: Some(1), limit: None };
+    assert_eq!(client.events(&later).await.expect("events").events, sample::events().events[1..]);
 }
 
 #[tokio::test]

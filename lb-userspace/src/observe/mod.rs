@@ -67,6 +67,11 @@ impl Control for Observed {
         self.lock().drains(filter)
     }
 
+    fn events(&self, filter: &api::EventFilter) -> api::Events {
+        let journal = self.lock().journal.clone();
+        journal.events(filter)
+    }
+
     fn export(&self) -> anyhow::Result<api::Exported> {
         self.lock().export()
     }

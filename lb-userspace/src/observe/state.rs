@@ -10,6 +10,7 @@ use anyhow::Result;
 use lb_common::{address::Address, counters::Event};
 
 use crate::{
+    control::api::EventKind,
     datapath::{Datapath, IdleLimits, Sweep},
     drain::{Admin, Moment},
     instance::Instance,
@@ -17,6 +18,7 @@ use crate::{
         Count, Intent, Progress,
         kept::{Restored, Store},
     },
+    journal::{Entry, Journal},
     model::{Backend, Desired, Identity, IdleTimeouts, Service},
     network::{Interface, Snapshot, XdpProgram},
     reconcile::{self, Image, ServiceImage},
@@ -57,6 +59,8 @@ pub struct State {
     pub attach_error: Option<String>,
     /// Writes that mended what somebody else had changed in the maps.
     pub drift_repairs: u64,
+    /// What happened.
+    pub journal: Journal,
     /// Where the intent is kept.
     store: Store,
     /// When the maps were last changed: what a sweep begun before says of idle backends is old.
@@ -90,6 +94,7 @@ impl State {
     pub fn new(instance: Instance, restored: Restored, datapath: Datapath, image: Image) -> Self {
         let Restored { intent, store, notes } = restored;
         Self {
+            journal: Journal::of(&instance.state()),
             instance,
             since: SystemTime::now(),
             desired: intent.desired(),
@@ -135,7 +140,10 @@ impl State {
     pub fn try_reconcile(&mut self) {
         let error = self.reconcile().err().map(|error| format!("{error:#}"));
         if error.is_some() && error != self.reconcile_error {
-            tracing::error!("the maps are not as wanted: {}", error.as_deref().unwrap_or_default());
+            self.trouble(&format!(
+                "the maps are not as wanted: {}",
+                error.as_deref().unwrap_or_default()
+            ));
         }
         self.reconcile_error = error;
     }
@@ -183,9 +191,14 @@ impl State {
             )
         });
         if let (Some(error), None) = (&error, &self.keep_error) {
-            tracing::error!("{error}");
+            self.trouble(error);
         }
         self.keep_error = error;
+    }
+
+    /// Notes that something is wrong.
+    pub fn trouble(&self, text: &str) {
+        self.journal.note(EventKind::Trouble, Entry::new(text));
     }
 
     /// The `--config` file, with this text, is what was taken up last.
@@ -237,14 +250,12 @@ impl State {
                     .flat_map(|service| service.backends.iter().map(move |b| (service, b)))
                     .find(|(service, backend)| service.identity(backend) == identity);
                 if let Some((_, Backend { admin: Admin::Drained(end), .. })) = now {
-                    tracing::info!(
-                        service = service.name,
-                        backend = backend.name,
-                        flows_at_start = end.flows_at_start,
-                        flows_cut = end.flows_cut,
-                        new_flows = end.new_flows,
-                        "drained"
+                    let text = format!(
+                        "drained: {} flows at the start, {} cut, {} new since",
+                        end.flows_at_start, end.flows_cut, end.new_flows
                     );
+                    let about = (Some(&*service.name), Some(&*backend.name));
+                    self.journal.note(EventKind::Drained, Entry::new(text).about(about.0, about.1));
                 }
             }
         }
@@ -296,19 +307,17 @@ impl State {
     pub fn mend(&mut self) -> Result<()> {
         if !self.datapath.mend_settings()? {
             self.drift_repairs += 1;
-            tracing::warn!("drift: somebody changed SETTINGS; written again");
+            self.journal.note(EventKind::Drift, Entry::new("SETTINGS was changed; written again"));
         }
         let services = self.image.services.keys().last().map_or(0, |last| last + 1);
         let from = if self.close_look < services { self.close_look } else { 0 };
         self.close_look = from.saturating_add(CLOSE_LOOKS);
         let seen = reconcile::look(&self.datapath.maps, &self.image, from..self.close_look)?;
         let repairs = reconcile::repairs(&self.image, &seen);
-        for repair in &repairs {
-            tracing::warn!(
-                "drift: somebody changed {}; written again",
-                reconcile::describe(repair)
-            );
-        }
+        let entries = repairs.iter().map(|repair| {
+            Entry::new(format!("{} was changed; written again", reconcile::describe(repair)))
+        });
+        self.journal.note_all(EventKind::Drift, entries);
         reconcile::apply(&repairs, &mut self.datapath.maps, &mut self.image)?;
         self.drift_repairs += repairs.len() as u64;
         Ok(())
@@ -325,14 +334,15 @@ impl State {
             }
             match self.datapath.attach(interface, self.desired.dataplane.xdp_mode) {
                 Ok(()) => {
-                    tracing::warn!(interface = &*interface.name, "ran no program: attached");
+                    let text = format!("{} ran no program: attached", interface.name);
+                    self.journal.note(EventKind::Attach, Entry::new(text));
                     attached = true;
                 }
                 Err(refused) => error = Some(format!("{refused:#}")),
             }
         }
         if error.is_some() && error != self.attach_error {
-            tracing::error!("{}", error.as_deref().unwrap_or_default());
+            self.trouble(error.as_deref().unwrap_or_default());
         }
         self.attach_error = error;
         attached

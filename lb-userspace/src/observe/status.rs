@@ -233,6 +233,7 @@ fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> 
         .extend(state.reconcile_error.iter().map(|e| format!("the maps are not as wanted: {e}")));
     problems.extend(state.attach_error.clone());
     problems.extend(state.keep_error.clone());
+    problems.extend(state.journal.error());
     problems.extend(state.reload_error.clone());
     problems.extend(counted.error.clone());
     problems.extend(state.notes.iter().cloned());

@@ -194,7 +194,8 @@ fn an_interface_that_lost_the_program_gets_it_again() {
         is_back.then_some(())
     })
     .unwrap();
-    assert!(sluice.log().contains("ran no program: attached"), "{}", sluice.log());
+    let events = sluice.cli_ok(&["events", "--since", "1m"]).unwrap();
+    assert!(events.contains("eth0 ran no program: attached"), "{events}");
     assert_flawless(&scene, &scene.request(VIP4, 60));
 }
 

@@ -2,11 +2,12 @@
 //! scripts read them. Fields may be added.
 
 mod change;
+mod event;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
-    counters::Event,
+    counters,
     flow::State,
     reason::{Class, Reason},
 };
@@ -16,6 +17,7 @@ pub use self::change::{
     Action, Change, Changed, ConfigFile, Difference, Drain, DrainFilter, Exported, Plan,
     PlannedFlows, PlannedSlots, Target, Transaction,
 };
+pub use self::event::{Event, EventFilter, EventKind, Events};
 use crate::{choice::Tier, drain};
 
 /// This binary's version, in [`Status`] and in the `server` header of every answer.
@@ -290,13 +292,13 @@ fn hint<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
 
 impl Backend {
     /// The total of an event.
-    pub fn total(&self, event: Event) -> u64 {
+    pub fn total(&self, event: counters::Event) -> u64 {
         match event {
-            Event::NewFlow => self.new_flows_total,
-            Event::Adopted => self.adopted_flows_total,
-            Event::Untracked => self.untracked_flows_total,
-            Event::SynRetransmission => self.syn_retransmissions_total,
-            Event::Reset => self.reset_flows_total,
+            counters::Event::NewFlow => self.new_flows_total,
+            counters::Event::Adopted => self.adopted_flows_total,
+            counters::Event::Untracked => self.untracked_flows_total,
+            counters::Event::SynRetransmission => self.syn_retransmissions_total,
+            counters::Event::Reset => self.reset_flows_total,
         }
     }
 }
@@ -457,7 +459,7 @@ mod tests {
         backend.syn_retransmissions_total = 4;
         backend.reset_flows_total = 5;
         let json = serde_json::to_value(&backend).expect("JSON");
-        for event in Event::ALL {
+        for event in counters::Event::ALL {
             assert_eq!(json[format!("{}_total", event.name())], backend.total(event), "{event:?}");
         }
     }

@@ -1,0 +1,114 @@
+//! `sluice events`: what happened, and who asked for it.
+
+use std::{path::Path, process::ExitCode, time::Duration};
+
+use anyhow::Context as _;
+use clap::Args;
+use tokio::time::sleep;
+
+use super::{palette, print, table::Palette, table::Tone};
+use crate::{
+    control::{
+        api::{Event, EventFilter, EventKind},
+        client::{Client, Error},
+    },
+    drain::Moment,
+    instance::Instance,
+    journal,
+};
+
+/// How often the daemon is asked by those who follow.
+const PAUSE: Duration = Duration::from_millis(300);
+
+/// Which events, and how.
+#[derive(Args)]
+pub struct Arguments {
+    /// Only what happened within this time, as 10m or 2h
+    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
+    since: Option<Duration>,
+    /// Go on as things happen, until Ctrl-C
+    #[arg(long)]
+    follow: bool,
+    /// Print one JSON object a line
+    #[arg(long)]
+    json: bool,
+}
+
+/// Prints events; without a daemon, those that it left behind.
+pub async fn execute(
+    client: &Client,
+    instance: &Instance,
+    arguments: &Arguments,
+) -> anyhow::Result<ExitCode> {
+    let since = arguments.since.map(|time| {
+        let now = Duration::from_millis(Moment::now().0);
+        now.saturating_sub(time).as_micros() as u64
+    });
+    let mut filter = EventFilter { after: since, limit: None };
+    loop {
+        let told = match client.events(&filter).await {
+            Ok(told) => told,
+            Err(Error::NotRunning { .. }) => left_behind(&instance.state(), &filter),
+            Err(error) => return Err(error.into()),
+        };
+        for event in &told.events {
+            filter.after = Some(event.id);
+            print(line(event, arguments.json, palette())?.as_bytes())?;
+        }
+        if !arguments.follow {
+            return Ok(ExitCode::SUCCESS);
+        }
+        filter.after = Some(filter.after.unwrap_or(0));
+        sleep(PAUSE).await;
+    }
+}
+
+fn left_behind(directory: &Path, filter: &EventFilter) -> crate::control::api::Events {
+    journal::select(journal::read(directory), filter)
+}
+
+fn line(event: &Event, json: bool, palette: Palette) -> anyhow::Result<String> {
+    if json {
+        return Ok(serde_json::to_string(event).context("write JSON")? + "\n");
+    }
+    let tone = match event.kind {
+        EventKind::Daemon | EventKind::Change | EventKind::Upgrade => Tone::Plain,
+        EventKind::Drained => Tone::Good,
+        EventKind::Drift | EventKind::Attach | EventKind::NextHop => Tone::Doubtful,
+        EventKind::Trouble => Tone::Bad,
+    };
+    // To the second, for people.
+    let at = event.at.get(..19).unwrap_or(&event.at);
+    let kind = palette.paint(tone, &format!("{:<8}", event.kind.name()));
+    let about = match (&event.service, &event.backend) {
+        (Some(service), Some(backend)) => format!("{service}/{backend}  "),
+        (Some(service), None) => format!("{service}  "),
+        (None, _) => String::new(),
+    };
+    let by = match (event.uid, event.pid) {
+        (Some(uid), Some(pid)) => format!("  (uid {uid}, pid {pid})"),
+        (Some(uid), None) => format!("  (uid {uid})"),
+        (None, _) => String::new(),
+    };
+    Ok(format!("{at}Z  {kind}  {about}{}{by}\n", event.text))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::control::sample;
+
+    #[test]
+    fn an_event_is_one_line() {
+        let events = sample::events().events;
+        let plain = |event| line(event, false, Palette { colours: false }).expect("a line");
+        assert_eq!(
+            plain(&events[0]),
+            "2026-05-01T07:30:00Z  change    web/web-1  enabled -> draining  (uid 0, pid 4711)\n"
+        );
+        assert_eq!(plain(&events[1]), "2026-05-01T07:30:09Z  drift     VIPS 203.0.113.10\n");
+        let json = line(&events[0], true, Palette { colours: false }).expect("a line");
+        assert_eq!(serde_json::from_str::<Event>(&json).expect("JSON"), events[0]);
+        assert!(json.ends_with("}\n") && json.lines().count() == 1, "{json}");
+    }
+}

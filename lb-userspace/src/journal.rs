@@ -1,0 +1,303 @@
+//! The journal: what happened to an instance, and who asked for it. Kept in its state directory,
+//! so that it can be read when the daemon is dead; bounded; also in the log.
+//!
+//! One line of JSON for each event, appended by one write: a process that dies leaves at most
+//! one torn line, which readers skip. When the file is full it becomes `events.1.jsonl`, in the
+//! place of an older one.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    fs::{self, File, OpenOptions},
+    io::{self, Write as _},
+    os::unix::fs::OpenOptionsExt as _,
+    path::{Path, PathBuf},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use crate::control::{
+    Peer,
+    api::{Event, EventFilter, EventKind, Events},
+};
+
+/// Size at which a file is full; there are two at most, some 40,000 events.
+const FULL: u64 = 4 << 20;
+/// Events kept in memory, for those who follow.
+const RECENT: usize = 4096;
+
+/// An instance's journal. Clones write to the same.
+#[derive(Clone, Debug)]
+pub struct Journal(Arc<Mutex<Inner>>);
+
+#[derive(Debug)]
+struct Inner {
+    directory: PathBuf,
+    file: Option<File>,
+    recent: VecDeque<Event>,
+    last_id: u64,
+    /// Why the file could not be written last, if it could not.
+    error: Option<String>,
+}
+
+/// What is to be noted.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    service: Option<String>,
+    backend: Option<String>,
+    text: String,
+    by: Option<Peer>,
+    generation: Option<u64>,
+}
+
+impl Entry {
+    /// Something in words.
+    pub fn new(text: impl Into<String>) -> Self {
+        Self { text: text.into(), ..Self::default() }
+    }
+
+    /// About a service, and a backend of it.
+    pub fn about(self, service: Option<&str>, backend: Option<&str>) -> Self {
+        let [service, backend] = [service, backend].map(|name| name.map(str::to_owned));
+        Self { service, backend, ..self }
+    }
+
+    /// Somebody asked for it, and this count of changes came of it.
+    pub fn by(self, peer: &Peer, generation: u64) -> Self {
+        Self { by: Some(*peer), generation: Some(generation), ..self }
+    }
+}
+
+impl Journal {
+    /// The journal in a state directory, made with the first entry.
+    pub fn of(directory: &Path) -> Self {
+        Self(Arc::new(Mutex::new(Inner {
+            directory: directory.to_owned(),
+            file: None,
+            recent: VecDeque::new(),
+            last_id: 0,
+            error: None,
+        })))
+    }
+
+    /// Notes something that happened, here and in the log.
+    pub fn note(&self, kind: EventKind, entry: Entry) {
+        self.note_all(kind, [entry]);
+    }
+
+    /// Notes what happened together.
+    pub fn note_all(&self, kind: EventKind, entries: impl IntoIterator<Item = Entry>) {
+        let mut inner = self.lock();
+        let events: Vec<Event> =
+            entries.into_iter().map(|entry| inner.event(kind, entry)).collect();
+        for event in &events {
+            log(event);
+        }
+        if !events.is_empty() {
+            inner.write(&events);
+        }
+    }
+
+    /// What happened, the oldest first.
+    pub fn events(&self, filter: &EventFilter) -> Events {
+        let inner = self.lock();
+        let after = filter.after.unwrap_or(0);
+        let knows_all = inner.recent.front().is_some_and(|oldest| oldest.id <= after);
+        if knows_all {
+            return select(inner.recent.iter().cloned(), filter);
+        }
+        let directory = inner.directory.clone();
+        let recent: Vec<Event> = inner.recent.iter().cloned().collect();
+        drop(inner);
+        // What could not be written is known to the memory alone.
+        let all = read(&directory).into_iter().chain(recent);
+        let by_id: BTreeMap<u64, Event> = all.map(|event| (event.id, event)).collect();
+        select(by_id.into_values(), filter)
+    }
+
+    /// Why the last entries are not on disk, if they are not.
+    pub fn error(&self) -> Option<String> {
+        self.lock().error.clone()
+    }
+
+    /// Whoever panicked with it left whole values behind.
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Inner {
+    fn event(&mut self, kind: EventKind, entry: Entry) -> Event {
+        let since_1970 = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let id = (since_1970.as_micros() as u64).max(self.last_id + 1);
+        self.last_id = id;
+        let at = UNIX_EPOCH + Duration::from_micros(id);
+        Event {
+            id,
+            at: humantime::format_rfc3339_micros(at).to_string(),
+            kind,
+            service: entry.service,
+            backend: entry.backend,
+            text: entry.text,
+            uid: entry.by.map(|peer| peer.uid),
+            pid: entry.by.and_then(|peer| peer.pid),
+            generation: entry.generation,
+        }
+    }
+
+    fn write(&mut self, events: &[Event]) {
+        let error = self.append(events).err().map(|error| {
+            let path = path(&self.directory).display().to_string();
+            format!(
+                "can't write {path}: {error}; the latest events are only in memory and in the log"
+            )
+        });
+        if let (Some(error), None) = (&error, &self.error) {
+            tracing::error!("{error}");
+        }
+        if error.is_some() {
+            // Perhaps another file, or disk, is there the next time.
+            self.file = None;
+        }
+        self.error = error;
+        self.recent.extend(events.iter().cloned());
+        let surplus = self.recent.len().saturating_sub(RECENT);
+        self.recent.drain(..surplus);
+    }
+
+    fn append(&mut self, events: &[Event]) -> io::Result<()> {
+        let mut lines = Vec::new();
+        for event in events {
+            serde_json::to_writer(&mut lines, event)?;
+            lines.push(b'\n');
+        }
+        let file = match self.file.take() {
+            Some(file) if file.metadata()?.len() < FULL => file,
+            Some(_) => {
+                fs::rename(path(&self.directory), older(&self.directory))?;
+                open(&self.directory)?
+            }
+            None => open(&self.directory)?,
+        };
+        let file = self.file.insert(file);
+        file.write_all(&lines)?;
+        file.sync_data()
+    }
+}
+
+fn open(directory: &Path) -> io::Result<File> {
+    fs::create_dir_all(directory)?;
+    OpenOptions::new().append(true).create(true).mode(0o640).open(path(directory))
+}
+
+fn path(directory: &Path) -> PathBuf {
+    directory.join("events.jsonl")
+}
+
+fn older(directory: &Path) -> PathBuf {
+    directory.join("events.1.jsonl")
+}
+
+/// What the files in a state directory tell, the oldest first; a torn line tells nothing.
+pub fn read(directory: &Path) -> Vec<Event> {
+    let texts = [older(directory), path(directory)].map(|path| fs::read(path).unwrap_or_default());
+    let lines = texts.iter().flat_map(|text| text.split(|byte| *byte == b'\n'));
+    let mut events: Vec<Event> =
+        lines.filter_map(|line| serde_json::from_slice(line).ok()).collect();
+    // Another process, as an upgrade's, may have written between.
+    events.sort_by_key(|event| event.id);
+    events
+}
+
+/// The latest that match, the oldest first.
+pub fn select(events: impl IntoIterator<Item = Event>, filter: &EventFilter) -> Events {
+    let after = filter.after.unwrap_or(0);
+    let mut events: Vec<Event> =
+        events.into_iter().filter(|event| filter.after.is_none() || event.id > after).collect();
+    let surplus = events.len().saturating_sub(filter.limit());
+    events.drain(..surplus);
+    Events { events, truncated: surplus > 0 }
+}
+
+fn log(event: &Event) {
+    let Event { kind, service, backend, text, uid, pid, generation, .. } = event;
+    let kind = kind.name();
+    match event.kind {
+        EventKind::Daemon | EventKind::Change | EventKind::Drained | EventKind::Upgrade => {
+            tracing::info!(kind, service, backend, uid, pid, generation, "{text}");
+        }
+        EventKind::Drift | EventKind::Attach | EventKind::NextHop => {
+            tracing::warn!(kind, service, backend, "{text}");
+        }
+        EventKind::Trouble => tracing::error!(kind, service, backend, "{text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn texts(events: &Events) -> Vec<&str> {
+        events.events.iter().map(|event| &*event.text).collect()
+    }
+
+    #[test]
+    fn what_was_noted_is_read_by_the_next() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let journal = Journal::of(directory.path());
+        let peer = Peer { pid: Some(7), uid: 1000, gid: 1000 };
+        let entry = Entry::new("enabled -> draining").about(Some("web"), Some("web-1"));
+        journal.note(EventKind::Change, entry.by(&peer, 3));
+        journal.note(EventKind::Drained, Entry::new("drained"));
+        let all = EventFilter::default();
+        let told = journal.events(&all);
+        assert_eq!(texts(&told), ["enabled -> draining", "drained"]);
+        assert_eq!((told.events[0].uid, told.events[0].pid), (Some(1000), Some(7)));
+        assert_eq!(told.events[0].generation, Some(3));
+
+        let next = Journal::of(directory.path());
+        next.note(EventKind::Daemon, Entry::new("started"));
+        assert_eq!(next.events(&all).events[..2], told.events);
+        let after = EventFilter { after: Some(told.events[0].id), limit: None };
+        assert_eq!(texts(&next.events(&after)), ["drained", "started"]);
+        let last = EventFilter { after: None, limit: Some(1) };
+        assert_eq!(texts(&next.events(&last)), ["started"]);
+        assert!(next.events(&last).truncated);
+    }
+
+    #[test]
+    fn a_torn_line_costs_itself_alone() {
+        let directory = tempfile::tempdir().expect("a directory");
+        Journal::of(directory.path()).note(EventKind::Daemon, Entry::new("one"));
+        let file = path(directory.path());
+        let mut bytes = fs::read(&file).expect("a file");
+        bytes.extend_from_slice(b"{\"id\":12,\"at\n\xff\xfe\n");
+        fs::write(&file, &bytes).expect("written");
+        Journal::of(directory.path()).note(EventKind::Daemon, Entry::new("two"));
+        let told = select(read(directory.path()), &EventFilter::default());
+        assert_eq!(texts(&told), ["one", "two"]);
+    }
+
+    #[test]
+    fn files_are_bounded() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let journal = Journal::of(directory.path());
+        let entry = Entry::new("x".repeat(64 << 10));
+        for _ in 0..200 {
+            journal.note(EventKind::Trouble, entry.clone());
+        }
+        for file in [path(directory.path()), older(directory.path())] {
+            let bytes = fs::metadata(&file).expect("a file").len();
+            assert!(bytes <= FULL + (128 << 10), "{}: {bytes}", file.display());
+        }
+        let count = journal.events(&EventFilter { after: Some(1), limit: Some(10_000) });
+        assert_eq!(count.events.len(), 200, "what was thrown away is still in memory");
+    }
+
+    #[test]
+    fn a_disk_that_can_not_be_written_loses_nothing_from_memory() {
+        let journal = Journal::of(Path::new("/proc/nowhere"));
+        journal.note(EventKind::Daemon, Entry::new("started"));
+        assert_eq!(texts(&journal.events(&EventFilter::default())), ["started"]);
+        assert!(journal.error().is_some_and(|error| error.contains("/proc/nowhere/events.jsonl")));
+    }
+}
