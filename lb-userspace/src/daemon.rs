@@ -83,10 +83,16 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
     note(&observed, EventKind::Daemon, format!("forwarding, sluice {}", api::VERSION));
     if observed.lock().datapath.is_outdated() {
         let observed = observed.clone();
-        datapath::upgrade::beside(&instance, move |text| {
+        datapath::upgrade::beside(&instance, move |done| {
+            let (text, is_wrong) = match done {
+                Ok(report) => (report.sentence(), report.reason.is_some()),
+                Err(error) => {
+                    (format!("the kernel program of another build stays: {error:#}"), true)
+                }
+            };
             let mut state = observed.lock();
             state.journal.note(EventKind::Upgrade, Entry::new(text.clone()));
-            state.notes.push(text);
+            state.notes.extend(is_wrong.then_some(text));
         });
     }
 

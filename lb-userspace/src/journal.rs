@@ -35,6 +35,8 @@ struct Inner {
     file: Option<File>,
     recent: VecDeque<Event>,
     last_id: u64,
+    /// Of the file, if nobody else has written since it was opened.
+    length: u64,
     /// Why the file could not be written last, if it could not.
     error: Option<String>,
 }
@@ -75,6 +77,7 @@ impl Journal {
             file: None,
             recent: VecDeque::new(),
             last_id: 0,
+            length: 0,
             error: None,
         })))
     }
@@ -101,7 +104,9 @@ impl Journal {
     pub fn events(&self, filter: &EventFilter) -> Events {
         let inner = self.lock();
         let after = filter.after.unwrap_or(0);
-        let knows_all = inner.recent.front().is_some_and(|oldest| oldest.id <= after);
+        let length = fs::metadata(path(&inner.directory)).map_or(0, |file| file.len());
+        let knows_all = inner.recent.front().is_some_and(|oldest| oldest.id <= after)
+            && (length == inner.length || inner.error.is_some());
         if knows_all {
             return select(inner.recent.iter().cloned(), filter);
         }
@@ -170,16 +175,25 @@ impl Inner {
             serde_json::to_writer(&mut lines, event)?;
             lines.push(b'\n');
         }
-        let file = match self.file.take() {
-            Some(file) if file.metadata()?.len() < FULL => file,
+        let opened = match self.file.take() {
+            Some(file) if file.metadata()?.len() < FULL => Some(file),
             Some(_) => {
                 fs::rename(path(&self.directory), older(&self.directory))?;
-                open(&self.directory)?
+                None
             }
-            None => open(&self.directory)?,
+            None => None,
+        };
+        let file = match opened {
+            Some(file) => file,
+            None => {
+                let file = open(&self.directory)?;
+                self.length = file.metadata()?.len();
+                file
+            }
         };
         let file = self.file.insert(file);
         file.write_all(&lines)?;
+        self.length += lines.len() as u64;
         file.sync_data()
     }
 }
@@ -262,6 +276,19 @@ mod tests {
         let last = EventFilter { after: None, limit: Some(1) };
         assert_eq!(texts(&next.events(&last)), ["started"]);
         assert!(next.events(&last).truncated);
+    }
+
+    #[test]
+    fn those_who_follow_hear_of_another_processs_entries() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let [ours, theirs] = [(); 2].map(|()| Journal::of(directory.path()));
+        ours.note(EventKind::Daemon, Entry::new("one"));
+        let first = ours.events(&EventFilter::default()).events[0].id;
+        theirs.note(EventKind::Upgrade, Entry::new("two"));
+        let later = EventFilter { after: Some(first), limit: None };
+        assert_eq!(texts(&ours.events(&later)), ["two"]);
+        ours.note(EventKind::Daemon, Entry::new("three"));
+        assert_eq!(texts(&ours.events(&later)), ["two", "three"]);
     }
 
     #[test]

@@ -8,11 +8,13 @@ use tokio::task::block_in_place;
 
 use super::{Output, print};
 use crate::{
+    control::api::EventKind,
     datapath::{
         self, OBJECT,
         upgrade::{Options, Outcome, upgrade},
     },
     instance::Instance,
+    journal::{Entry, Journal},
 };
 
 /// What can be chosen.
@@ -41,6 +43,10 @@ pub fn execute(arguments: &Arguments, instance: &Instance) -> anyhow::Result<Exi
         }
     };
     let report = block_in_place(|| upgrade(instance, OBJECT, &options, &mut say))?;
+    if report.result != Outcome::Unchanged {
+        let entry = Entry::new(report.sentence());
+        Journal::of(&instance.state()).note(EventKind::Upgrade, entry);
+    }
     if output.json {
         let mut json = serde_json::to_vec(&report).context("write JSON")?;
         json.push(b'\n');

@@ -121,6 +121,20 @@ pub enum Outcome {
 }
 
 impl Report {
+    /// What became of it, in one sentence.
+    pub fn sentence(&self) -> String {
+        let Self { from, to, .. } = self;
+        let reason = self.reason.as_deref().unwrap_or("no reason");
+        match self.result {
+            Outcome::Upgraded => format!("kernel program {from} replaced by {to}"),
+            Outcome::Unchanged => format!("kernel program {to} runs already"),
+            Outcome::RolledBack => {
+                format!("kernel program {to} was worse than {from}, which runs again: {reason}")
+            }
+            Outcome::Refused => format!("kernel program {to} refused, {from} stays: {reason}"),
+        }
+    }
+
     fn new(from: u64, to: u64) -> Self {
         Self {
             from: format!("{from:016x}"),
@@ -177,20 +191,13 @@ pub fn upgrade(
 }
 
 /// The same for a daemon that has just adopted another build's program: in a thread of its own,
-/// logged, so that the daemon is ready meanwhile. `note` is told of what went wrong. A daemon
-/// that ends leaves an upgrade half done, for the next one to undo and repeat.
-pub fn beside(instance: &Instance, note: impl FnOnce(String) + Send + 'static) {
+/// logged, so that the daemon is ready meanwhile. `done` is told what became of it. A daemon that
+/// ends leaves an upgrade half done, for the next one to undo and repeat.
+pub fn beside(instance: &Instance, done: impl FnOnce(Result<Report>) + Send + 'static) {
     let instance = instance.clone();
     let work = move || {
         let mut say = |line: &str| tracing::info!("upgrade: {line}");
-        let wrong = match upgrade(&instance, OBJECT, &Options::default(), &mut say) {
-            Ok(Report { reason: None, .. }) => return,
-            Ok(Report { reason: Some(reason), .. }) => reason,
-            Err(error) => format!("{error:#}"),
-        };
-        let wrong = format!("the kernel program of another build stays: {wrong}");
-        tracing::error!("{wrong}");
-        note(wrong);
+        done(upgrade(&instance, OBJECT, &Options::default(), &mut say));
     };
     if let Err(error) = thread::Builder::new().name("upgrade".to_owned()).spawn(work) {
         tracing::error!("can't start a thread for the upgrade: {error}");
