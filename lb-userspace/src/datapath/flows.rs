@@ -173,7 +173,7 @@ impl FlowMemory {
                 vip_port: u16::from_be_bytes(record.vip_port),
                 backend: entry.backend(),
                 state: entry.state(),
-                age_seconds: clock::seconds(now.wrapping_sub(record.start as u32), settings.hz),
+                age_seconds: clock::seconds(age(now, record.start as u32), settings.hz),
                 idle_seconds: f64::from(entry.age(tick)) * tick_seconds,
             };
             if !each(&view) {
@@ -204,6 +204,14 @@ fn sweep(words: &[AtomicU64], limits: &IdleLimits, tick: u8) -> Sweep {
         sweep.by_state[state as usize - 1] += 1;
     }
     sweep
+}
+
+/// Jiffies from then to now; 0 for a flow that began after the time was read.
+fn age(now: u32, start: u32) -> u32 {
+    /// Far longer than a look at the table takes, far shorter than 32 bits of jiffies.
+    const AHEAD: u32 = 1 << 20;
+    let age = now.wrapping_sub(start);
+    if age > u32::MAX - AHEAD { 0 } else { age }
 }
 
 fn read_record(words: &[AtomicU64]) -> FlowRecord {
@@ -252,6 +260,14 @@ mod tests {
         assert_eq!((sweep.used(), sweep.freed), (4, 2));
         assert_eq!(words[4].load(Ordering::Relaxed), 0);
     }
+
+    #[test]
+    fn a_flow_that_begins_while_others_are_listed_is_new_not_ancient() {
+        assert_eq!(age(1000, 400), 600);
+        assert_eq!(age(1000, 1003), 0);
+        assert_eq!(age(5, u32::MAX - 4), 10, "jiffies wrap");
+    }
+
     #[test]
     fn a_services_own_time_out_is_kept_by_the_sweep() {
         let settings = settings();
