@@ -10,7 +10,8 @@
 //! ```
 //!
 //! The second row exists only with [`Plan::second_network`]: the backends are there alone, and
-//! a router takes their answers to the clients. With [`Plan::vlan`] a trunk sits between the
+//! a router takes their answers to the clients. With [`Plan::second_balancer`] a gateway stands
+//! between the clients and two balancers, which [`Lab::route_vips`] spreads the flows over. With [`Plan::vlan`] a trunk sits between the
 //! switch and the balancer that tags the VIPs' frames.
 //!
 //! Everything a laboratory makes goes when its last handle is dropped, also on a panic; what a
@@ -35,6 +36,7 @@ mod numbers;
 mod process;
 mod raw;
 mod sluice;
+mod stream;
 mod trunk;
 mod wait;
 
@@ -63,6 +65,7 @@ pub use self::{
     process::{Process, Stopped},
     raw::{RawSocket, Received},
     sluice::{Sluice, dataplane, service, sluice_binary},
+    stream::{BrokenStream, StreamPlan, StreamServer, Streams},
     wait::{DEADLINE, until},
 };
 use self::{host::Wire, trunk::Trunk};
@@ -130,6 +133,8 @@ const BALANCER: u8 = 1;
 const FIRST_CLIENT: u8 = 2;
 const FIRST_BACKEND: u8 = 11;
 const ROUTER: u8 = 99;
+const SECOND_BALANCER: u8 = 98;
+const GATEWAY: u8 = 97;
 
 /// What a laboratory shall consist of.
 #[derive(Clone, Copy, Debug)]
@@ -140,13 +145,15 @@ pub struct Plan {
     pub backends: u8,
     /// Put the backends on a network of their own, which the balancer reaches by `eth1`.
     pub second_network: bool,
+    /// Put a second balancer beside the first, and a gateway before both.
+    pub second_balancer: bool,
     /// Tag frames for the [`VIPS`] with this VLAN on their way into the balancer.
     pub vlan: Option<u16>,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { clients: 1, backends: 3, second_network: false, vlan: None }
+        Self { clients: 1, backends: 3, second_network: false, second_balancer: false, vlan: None }
     }
 }
 
@@ -157,6 +164,8 @@ pub struct Lab {
     trunk: Option<Trunk>,
     clients: Vec<Host>,
     balancer: Host,
+    second_balancer: Option<Host>,
+    gateway: Option<Host>,
     backends: Vec<Host>,
     router: Option<Host>,
     /// The XDP programs on the switch's ends of the balancer's veths.
@@ -220,6 +229,18 @@ impl Lab {
                 })
                 .collect::<Result<_>>()?,
             balancer: host("balancer", &balancer_wires)?,
+            second_balancer: plan
+                .second_balancer
+                .then(|| {
+                    let wires =
+                        networks.iter().map(|&network| wire(network, SECOND_BALANCER, INNER_MTU));
+                    host("balancer-2", &wires.collect::<Vec<_>>())
+                })
+                .transpose()?,
+            gateway: plan
+                .second_balancer
+                .then(|| host("gateway", &[wire(Network::Front, GATEWAY, CLIENT_MTU)]))
+                .transpose()?,
             backends: (0..plan.backends)
                 .map(|index| {
                     let number = FIRST_BACKEND + index;
@@ -248,11 +269,27 @@ impl Lab {
 
     /// Routes between the networks, the trunk's relay, and XDP on the balancer's switch ports.
     fn join(mut self, networks: &[Network]) -> Result<Self> {
+        let first_hop = if self.gateway.is_some() { GATEWAY } else { BALANCER };
         for client in &self.clients {
             for (vips, family) in VIPS.into_iter().zip([Family::V4, Family::V6]) {
-                let balancer = Network::Front.address(BALANCER, family);
-                client.ip(&format!("route add {vips} via {balancer}"))?;
+                let first_hop = Network::Front.address(first_hop, family);
+                client.ip(&format!("route add {vips} via {first_hop}"))?;
             }
+        }
+        if let Some(gateway) = &self.gateway {
+            for family in ["ipv4", "ipv6"] {
+                // By ports too, not by addresses alone.
+                gateway.sysctl(&format!("net.{family}.fib_multipath_hash_policy"), "1")?;
+                // It sends on to where clients could go by themselves.
+                for client in &self.clients {
+                    client.sysctl(&format!("net.{family}.conf.eth0.accept_redirects"), "0")?;
+                }
+            }
+            gateway.sysctl("net.ipv4.conf.all.send_redirects", "0")?;
+            gateway.sysctl("net.ipv4.conf.eth0.send_redirects", "0")?;
+            gateway.sysctl("net.ipv4.ip_forward", "1")?;
+            gateway.sysctl("net.ipv6.conf.all.forwarding", "1")?;
+            self.route_vips(&self.balancers())?;
         }
         if let Some(router) = &self.router {
             router.sysctl("net.ipv4.ip_forward", "1")?;
@@ -281,6 +318,9 @@ impl Lab {
             };
             self._ports.push(pass.attach(namespace, &port)?);
         }
+        for interface in self.second_balancer.iter().flat_map(Host::interfaces) {
+            self._ports.push(pass.attach(&self.switch, interface.port())?);
+        }
         Ok(self)
     }
 
@@ -304,6 +344,22 @@ impl Lab {
         &self.balancer
     }
 
+    /// Both of them, with [`Plan::second_balancer`].
+    pub fn balancers(&self) -> Vec<&Host> {
+        std::iter::once(&self.balancer).chain(&self.second_balancer).collect()
+    }
+
+    /// Makes the gateway spread the flows to [`VIPS`] over these balancers, by equal-cost routes.
+    pub fn route_vips(&self, balancers: &[&Host]) -> Result<()> {
+        let gateway = self.gateway.as_ref().context("no gateway: Plan::second_balancer")?;
+        for (vips, family) in VIPS.into_iter().zip([Family::V4, Family::V6]) {
+            let hops =
+                balancers.iter().map(|host| format!(" nexthop via {}", host.address(family)));
+            gateway.ip(&format!("route replace {vips}{}", hops.collect::<String>()))?;
+        }
+        Ok(())
+    }
+
     /// `web-1`, `web-2`, …
     pub fn backends(&self) -> &[Host] {
         &self.backends
@@ -313,6 +369,21 @@ impl Lab {
     /// Zero without [`Plan::vlan`].
     pub fn tagged_frames(&self) -> (u64, u64) {
         self.trunk.as_ref().map_or((0, 0), Trunk::tagged_frames)
+    }
+
+    /// Takes a backend's cable out of the switch: it is gone without a word.
+    pub fn unplug(&self, host: &Host) -> Result<()> {
+        self.set_port(host, "down")
+    }
+
+    /// Puts it back.
+    pub fn plug(&self, host: &Host) -> Result<()> {
+        self.set_port(host, "up")
+    }
+
+    fn set_port(&self, host: &Host, state: &str) -> Result<()> {
+        let port = host.interfaces()[0].port();
+        self.switch.enter(|| host::ip_batch(&format!("link set {port} {state}\n")))
     }
 
     /// The router between the two networks, with [`Plan::second_network`].
@@ -376,6 +447,14 @@ impl Family {
     /// The family of `address`.
     pub fn of(address: IpAddr) -> Self {
         if address.is_ipv4() { Self::V4 } else { Self::V6 }
+    }
+
+    /// `ipv4` or `ipv6`.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::V4 => "ipv4",
+            Self::V6 => "ipv6",
+        }
     }
 }
 

@@ -9,6 +9,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail};
+use nix::sys::signal::Signal;
 use serde_json::Value;
 
 use super::{DEADLINE, Family, Host, Process, Stopped, check, leftovers, until};
@@ -78,6 +79,13 @@ impl Sluice {
     /// SIGKILL; the data plane stays.
     pub fn kill9(&mut self) -> Result<()> {
         self.daemon.take().context("the daemon does not run")?.kill9()
+    }
+
+    /// Replaces the configuration file and tells the daemon (SIGHUP).
+    pub fn reconfigure(&mut self, config: &str) -> Result<()> {
+        self.configure(config)?;
+        self.daemon.as_mut().context("the daemon does not run")?.signal(Signal::SIGHUP);
+        Ok(())
     }
 
     /// Stop and start.
