@@ -1,7 +1,7 @@
 //! The one way in: `cargo xtask setup | build | check | test | demo | bench`.
 //!
 //! Each command first makes sure that what it needs is installed ([`setup`]). Exit codes: 0 done,
-//! 1 failed, 2 wrong usage; `demo` and `bench` end with their program's own.
+//! 1 failed, 2 wrong usage; `test churn`, `demo` and `bench` end with their program's own.
 
 mod check;
 mod process;
@@ -41,7 +41,10 @@ enum Task {
     ///
     /// Those that load programs into the kernel need root: without it (nor sudo) they are
     /// skipped, by name; with CI=true that is a failure.
+    #[command(args_conflicts_with_subcommands = true, disable_help_subcommand = true)]
     Test {
+        #[command(subcommand)]
+        suite: Option<Suite>,
         /// Run only tests whose name contains one of these words.
         filters: Vec<String>,
         /// Arguments for the test harness, as --nocapture or --test-threads=1.
@@ -68,6 +71,20 @@ enum Task {
     },
 }
 
+#[derive(Debug, Subcommand)]
+enum Suite {
+    /// Make every change under a thousand long connections, and count those that break.
+    ///
+    /// As root, some minutes; a short form is among the other tests. Arguments go to the program:
+    /// --json ends it with one line for a script. `cargo xtask test churn -- --help` tells the
+    /// others.
+    Churn {
+        /// Arguments for the program.
+        #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+        arguments: Vec<String>,
+    },
+}
+
 fn main() -> ExitCode {
     match perform(Cli::parse().command) {
         Ok(()) => ExitCode::SUCCESS,
@@ -83,7 +100,10 @@ fn perform(task: Task) -> Result<()> {
         Task::Setup => setup::setup(),
         Task::Build => start::build(),
         Task::Check => check::check(),
-        Task::Test { filters, harness } => start::test(&filters, &harness),
+        Task::Test { suite: Some(Suite::Churn { arguments }), .. } => {
+            start::program("churn", &arguments)
+        }
+        Task::Test { suite: None, filters, harness } => start::test(&filters, &harness),
         Task::Demo { arguments } => start::program("demo", &arguments),
         Task::Bench { arguments } => start::program("bench", &arguments),
     }
@@ -109,7 +129,16 @@ mod tests {
     #[test]
     fn filters_and_harness_arguments_are_told_apart() {
         let cli = Cli::try_parse_from(["xtask", "test", "flow", "--", "--nocapture"]).unwrap();
-        let Task::Test { filters, harness } = cli.command else { panic!("{cli:?}") };
+        let Task::Test { suite: None, filters, harness } = cli.command else { panic!("{cli:?}") };
         assert_eq!((filters, harness), (vec!["flow".into()], vec!["--nocapture".into()]));
+    }
+
+    #[test]
+    fn churn_is_a_program_of_its_own() {
+        let cli = Cli::try_parse_from(["xtask", "test", "churn", "--json", "drain"]).unwrap();
+        let Task::Test { suite: Some(Suite::Churn { arguments }), .. } = cli.command else {
+            panic!("{cli:?}")
+        };
+        assert_eq!(arguments, ["--json", "drain"]);
     }
 }

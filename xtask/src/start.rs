@@ -1,4 +1,4 @@
-//! Building what there is, and starting it: the release binary, the tests, demo and bench.
+//! Building what there is, and starting it: the release binary, the tests, churn, demo and bench.
 //!
 //! What loads programs into the kernel must be root. The build is not done as root for that: only
 //! the built program is started by `sudo`.
@@ -12,7 +12,7 @@ use crate::{
     setup::{self, Purpose},
 };
 
-/// Tells tests, demo and bench which binary they are about.
+/// Tells tests, churn, demo and bench which binary they are about.
 const SLUICE_BIN: &str = "SLUICE_BIN";
 
 /// The crate of everything that needs root.
