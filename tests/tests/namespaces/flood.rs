@@ -7,7 +7,7 @@ use sluice_tests::lab::{
     service, until,
 };
 
-use crate::scene::{Scene, address};
+use crate::scene::{ACK, SYN, Scene, address, segment};
 
 /// The smallest flow table there is, and ten times as many spoofed clients.
 const CAPACITY: u32 = 1024;
@@ -23,9 +23,6 @@ fn a_flood_of_syns_hurts_no_established_connection() {
 fn a_flood_of_syn_and_ack_pairs_hurts_no_established_connection() {
     flood(&[SYN, ACK]);
 }
-
-const SYN: u8 = 0x02;
-const ACK: u8 = 0x10;
 
 /// While connections live only in the flow table (a backend came since, so that their slots are
 /// another's), spoofed clients try to drive them out of it.
@@ -79,21 +76,4 @@ fn flood(flags: &[u8]) {
     for report in [conversations.stop(), late.stop()] {
         assert_eq!(report.broken, [""; 0], "of {:?}", report.per_backend);
     }
-}
-
-/// An Ethernet frame with a TCP segment to 203.0.113.10. The IP checksum is right; the TCP
-/// checksum is not, so that backends need not answer.
-fn segment(macs: &[u8], (client, from): (Ipv4Addr, u16), to: u16, flags: u8) -> Vec<u8> {
-    let mut ip = [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 203, 0, 113, 10];
-    ip[12..16].copy_from_slice(&client.octets());
-    let sum = ip.chunks_exact(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
-    let sum = sum.sum::<u32>();
-    let folded = (sum & 0xffff) + (sum >> 16);
-    ip[10..12].copy_from_slice(&(!folded as u16).to_be_bytes());
-    let mut tcp = [0; 20];
-    tcp[..2].copy_from_slice(&from.to_be_bytes());
-    tcp[2..4].copy_from_slice(&to.to_be_bytes());
-    tcp[12] = 5 << 4;
-    tcp[13] = flags;
-    [macs, &[0x08, 0x00], &ip, &tcp].concat()
 }

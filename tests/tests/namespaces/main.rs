@@ -4,12 +4,16 @@
 
 mod agent;
 mod churn;
+mod drain;
+mod drift;
 mod flood;
 mod forwarding;
 mod laboratory;
 mod life;
 mod networks;
 mod observe;
+mod runtime;
 mod scene;
+mod two_balancers;
 mod upgrade;
 mod wrong_input;

@@ -1,6 +1,9 @@
 //! What most tests begin with: machines, nginx on the backends, a VIP they own.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{
+    net::{Ipv4Addr, SocketAddr},
+    time::Duration,
+};
 
 use sluice_tests::lab::{
     Agent, Family, Host, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target, dataplane,
@@ -89,4 +92,25 @@ pub fn assert_flawless(scene: &Scene, tally: &Tally) {
     assert_eq!(tally.failed(), 0, "of {}:\n{}", tally.requests, tally.causes());
     let again = scene.lab.client().syn_retransmissions().unwrap();
     assert_eq!(again, 0, "SYNs had to be sent twice; slowest request {:?}", tally.slowest);
+}
+
+/// Flags of a TCP segment.
+pub const SYN: u8 = 0x02;
+pub const ACK: u8 = 0x10;
+
+/// An Ethernet frame with a TCP segment to 203.0.113.10. The IP checksum is right; the TCP
+/// checksum is not, so that backends need not answer.
+pub fn segment(macs: &[u8], (client, from): (Ipv4Addr, u16), to: u16, flags: u8) -> Vec<u8> {
+    let mut ip = [0x45, 0, 0, 40, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 203, 0, 113, 10];
+    ip[12..16].copy_from_slice(&client.octets());
+    let sum = ip.chunks_exact(2).map(|word| u32::from(word[0]) << 8 | u32::from(word[1]));
+    let sum = sum.sum::<u32>();
+    let folded = (sum & 0xffff) + (sum >> 16);
+    ip[10..12].copy_from_slice(&(!folded as u16).to_be_bytes());
+    let mut tcp = [0; 20];
+    tcp[..2].copy_from_slice(&from.to_be_bytes());
+    tcp[2..4].copy_from_slice(&to.to_be_bytes());
+    tcp[12] = 5 << 4;
+    tcp[13] = flags;
+    [macs, &[0x08, 0x00], &ip, &tcp].concat()
 }
