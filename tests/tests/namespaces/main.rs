@@ -12,6 +12,7 @@ mod laboratory;
 mod life;
 mod networks;
 mod observe;
+mod rolling_deploy;
 mod runtime;
 mod scene;
 mod two_balancers;
