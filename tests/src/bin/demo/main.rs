@@ -1,5 +1,6 @@
 //! `cargo xtask demo`: real clients, a real daemon and real servers in network namespaces on
-//! one machine; the daemon is killed under load, and nobody notices.
+//! one machine; a server is taken out and put back, and the daemon killed, under load, and nobody
+//! notices.
 
 /// `println!` that goes on when nobody reads any more (`demo | head`), instead of panicking.
 macro_rules! say {
@@ -20,18 +21,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use sluice_tests::lab::{
     Agent, Family, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target, dataplane, is_root,
     service, sluice_binary,
 };
 
-use self::picture::{Daemon, Picture};
+use self::picture::{Daemon, Picture, Server, Stand};
 
 /// Shows Sluice at work: network namespaces for a client, the balancer and three backends with
-/// real nginx; four services (l2 and ipip, IPv4 and IPv6); the daemon killed with -9 under load.
+/// real nginx; four services (l2 and ipip, IPv4 and IPv6); a backend drained and the daemon killed
+/// with -9 under load.
 /// Needs root. Removes everything it made when it ends, also on Ctrl-C.
 #[derive(Parser)]
 struct Arguments {
@@ -47,6 +49,16 @@ struct Summary {
     failed: u64,
     failed_while_daemon_dead: u64,
     per_backend: BTreeMap<String, u64>,
+    drain: Drain,
+}
+
+/// What `sluice backend drain --wait --json` proves.
+#[derive(Clone, Copy, Serialize, Deserialize)]
+struct Drain {
+    flows_at_start: u64,
+    flows_cut: u64,
+    new_flows_since_drain: u64,
+    seconds: f64,
 }
 
 /// Name, VIP, forwarding.
@@ -57,8 +69,11 @@ const SERVICES: [(&str, &str, &str); 4] = [
     ("ipip-ipv6", "[2001:db8:f00d::20]:80", "ipip"),
 ];
 
+/// The server that is taken out and put back.
+const DRAINED: &str = "web-2";
+
 /// Each act under load lasts at least this long, and at least [`ACT_REQUESTS`].
-const ACT: Duration = Duration::from_secs(4);
+const ACT: Duration = Duration::from_secs(3);
 const ACT_REQUESTS: u64 = 500;
 /// On a machine too slow for that, an act ends here and the demo has failed.
 const ACT_DEADLINE: Duration = Duration::from_secs(60);
@@ -87,6 +102,7 @@ fn main() -> ExitCode {
 struct Played {
     tally: Tally,
     failed_while_daemon_dead: u64,
+    drain: Drain,
 }
 
 /// The stage: dropped in this order, so that nothing outlives what it stands on.
@@ -104,24 +120,28 @@ fn play(picture: &mut Picture) -> Result<Played> {
     let targets = services()?.map(|(name, vip, _)| Target { name: name.into(), address: vip });
     let load = Load::start(stage.lab.client(), LoadPlan::on(targets))?;
 
-    act(picture, &load, Daemon::Running)?;
+    act(picture, &load, Stand::WELL)?;
+
+    let drain = drain(picture, &load, &stage.sluice)?;
+    stage.sluice.cli_ok(&["backend", "enable", "--all-services", DRAINED])?;
+    picture.step(&format!("sluice backend enable: {DRAINED} takes new flows again"));
 
     let killed = Instant::now();
     stage.sluice.kill9()?;
     picture.step("kill -9: the daemon is dead, the load goes on");
-    act(picture, &load, Daemon::Dead)?;
+    act(picture, &load, Stand { daemon: Daemon::Dead, ..Stand::WELL })?;
 
     stage.sluice.start().context("start the daemon again")?;
     let ready = Instant::now();
     picture.step("sluice run: adopted what was pinned, ready");
-    act(picture, &load, Daemon::Running)?;
+    act(picture, &load, Stand::WELL)?;
 
     let tally = load.stop();
-    picture.draw(&tally, Daemon::Running);
+    picture.draw(&tally, Stand::WELL);
     drop(stage);
     picture.step(&format!("all removed again; {:.1} s in all", start.elapsed().as_secs_f32()));
     let failed_while_daemon_dead = tally.failed_between(killed, ready);
-    Ok(Played { tally, failed_while_daemon_dead })
+    Ok(Played { tally, failed_while_daemon_dead, drain })
 }
 
 /// Machines, servers, agents, balancer: in the order in which they need each other.
@@ -159,7 +179,7 @@ fn services() -> Result<impl Iterator<Item = (&'static str, SocketAddr, &'static
 }
 
 /// Watches the load for a while.
-fn act(picture: &mut Picture, load: &Load, daemon: Daemon) -> Result<()> {
+fn act(picture: &mut Picture, load: &Load, stand: Stand) -> Result<()> {
     let (start, before) = (Instant::now(), load.requests());
     while start.elapsed() < ACT || load.requests() < before + ACT_REQUESTS {
         checkpoint()?;
@@ -167,19 +187,62 @@ fn act(picture: &mut Picture, load: &Load, daemon: Daemon) -> Result<()> {
             bail!("fewer than {ACT_REQUESTS} requests in {} s", ACT_DEADLINE.as_secs());
         }
         thread::sleep(picture::FRAME);
-        picture.draw(&load.tally(), daemon);
+        picture.draw(&load.tally(), stand);
     }
     Ok(())
 }
 
+/// Takes a server out, as before a deploy, and watches until its last flow has ended.
+fn drain(picture: &mut Picture, load: &Load, sluice: &Sluice) -> Result<Drain> {
+    let command = ["backend", "drain", "--all-services", DRAINED, "--wait"];
+    picture.step(&format!("sluice {}", command.join(" ")));
+    // A flow is counted for its `closing` time-out and a tick or two after its FIN.
+    picture.note("a closed connection is counted for 8 to 12 s more");
+    let drain = thread::scope(|scope| {
+        let proof = scope.spawn(|| sluice.json(&command));
+        let mut left = flows(sluice)?;
+        for frame in 1_u32.. {
+            if proof.is_finished() {
+                break;
+            }
+            checkpoint()?;
+            thread::sleep(picture::FRAME);
+            // Twice a second will do.
+            if frame.is_multiple_of(3) {
+                left = flows(sluice)?;
+            }
+            let stand = Stand { server: Server::Draining(left), ..Stand::WELL };
+            picture.draw(&load.tally(), stand);
+        }
+        let proof = proof.join().map_err(|_| anyhow!("the drain's thread has panicked"))??;
+        serde_json::from_value::<Drain>(proof).context("read the drain's proof")
+    })?;
+    picture.step(&format!(
+        "{DRAINED} drained in {:.0} s: of {} flows {} were cut, {} new ones came",
+        drain.seconds, drain.flows_at_start, drain.flows_cut, drain.new_flows_since_drain
+    ));
+    Ok(drain)
+}
+
+/// Flows that [`DRAINED`] has, over all services.
+fn flows(sluice: &Sluice) -> Result<u64> {
+    let status = sluice.status()?;
+    let services = status["services"].as_array().into_iter().flatten();
+    let backends =
+        services.flat_map(|service| service["backends"].as_array().into_iter().flatten());
+    let drained = backends.filter(|backend| backend["name"] == DRAINED);
+    Ok(drained.filter_map(|backend| backend["active_flows"].as_u64()).sum())
+}
+
 /// The summary, in text or JSON, and whether all went well.
 fn finish(arguments: &Arguments, played: &Played) -> ExitCode {
-    let Played { tally, failed_while_daemon_dead } = played;
+    let Played { tally, failed_while_daemon_dead, drain } = played;
     let summary = Summary {
         requests: tally.requests,
         failed: tally.failed(),
         failed_while_daemon_dead: *failed_while_daemon_dead,
         per_backend: tally.per_backend(),
+        drain: *drain,
     };
     let idle = SERVICES.iter().flat_map(|(service, ..)| {
         let answers = tally.answers.get(*service);
@@ -188,7 +251,10 @@ fn finish(arguments: &Arguments, played: &Played) -> ExitCode {
             .filter(move |backend| !answers.is_some_and(|answers| answers.contains_key(*backend)))
             .map(move |backend| format!("{backend} has answered nothing for {service}\n"))
     });
-    let complaints = tally.causes() + &idle.collect::<String>();
+    let mut complaints = tally.causes() + &idle.collect::<String>();
+    if drain.flows_cut + drain.new_flows_since_drain > 0 {
+        complaints += &format!("the drain of {DRAINED} was none\n");
+    }
 
     say!();
     say!("{} real HTTP requests, each on a connection of its own.", summary.requests);
@@ -197,6 +263,13 @@ fn finish(arguments: &Arguments, played: &Played) -> ExitCode {
         summary.failed,
         summary.failed_while_daemon_dead,
         tally.slowest.as_millis()
+    );
+    say!(
+        "{DRAINED} drained in {:.1} s under load: {} flows at the start, {} cut, {} new since.",
+        drain.seconds,
+        drain.flows_at_start,
+        drain.flows_cut,
+        drain.new_flows_since_drain
     );
     eprint!("{complaints}");
     if arguments.json {

@@ -8,7 +8,7 @@ use std::{
 
 use sluice_tests::lab::{Family, Lab, Tally};
 
-use crate::SERVICES;
+use crate::{DRAINED, SERVICES};
 
 /// The time between two looks.
 pub const FRAME: Duration = Duration::from_millis(200);
@@ -27,6 +27,29 @@ pub enum Daemon {
     Dead,
 }
 
+/// What becomes of the server that is taken out and put back.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub enum Server {
+    /// It takes new flows.
+    Serving,
+    /// It takes none, and has so many left.
+    Draining(u64),
+}
+
+/// How things stand.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct Stand {
+    /// Of the daemon.
+    pub daemon: Daemon,
+    /// Of [`crate::DRAINED`].
+    pub server: Server,
+}
+
+impl Stand {
+    /// As it should be.
+    pub const WELL: Self = Self { daemon: Daemon::Running, server: Server::Serving };
+}
+
 /// The demo's output.
 pub struct Picture {
     start: Instant,
@@ -38,20 +61,21 @@ pub struct Picture {
     columns: Vec<Column>,
     /// When the last column or line began, and what had been done by then.
     last: (Instant, u64, u64),
-    last_tally: Option<(Tally, Daemon)>,
+    last_tally: Option<(Tally, Stand)>,
 }
 
 /// A slice of time.
 struct Column {
     requests: u64,
     failed: u64,
-    daemon: Daemon,
+    stand: Stand,
 }
 
 #[derive(Clone, Copy)]
 enum Colour {
     Red = 31,
     Green = 32,
+    Yellow = 33,
     Blue = 34,
     Grey = 90,
 }
@@ -90,19 +114,29 @@ impl Picture {
 
     /// Something has been done.
     pub fn step(&mut self, what: &str) {
-        self.erase();
         let at = format!("{:5.1} s", self.start.elapsed().as_secs_f32());
-        say!("{}  {} {what}", self.paint(Colour::Grey, &at), self.paint(Colour::Green, "✔"));
+        let done = self.paint(Colour::Green, "✔");
+        self.tell(&format!("{}  {done} {what}", self.paint(Colour::Grey, &at)));
+    }
+
+    /// What helps to understand the last step.
+    pub fn note(&mut self, what: &str) {
+        self.tell(&self.paint(Colour::Grey, &format!("           ({what})")));
+    }
+
+    fn tell(&mut self, line: &str) {
+        self.erase();
+        say!("{line}");
         if self.live
-            && let Some((tally, daemon)) = self.last_tally.take()
+            && let Some((tally, stand)) = self.last_tally.take()
         {
-            self.redraw(&tally, daemon);
-            self.last_tally = Some((tally, daemon));
+            self.redraw(&tally, stand);
+            self.last_tally = Some((tally, stand));
         }
     }
 
     /// Shows what the load has come to; call it every [`FRAME`].
-    pub fn draw(&mut self, tally: &Tally, daemon: Daemon) {
+    pub fn draw(&mut self, tally: &Tally, stand: Stand) {
         let (since, requests, failed) = self.last;
         let now = Instant::now();
         let every = if self.live { COLUMN } else { LINE };
@@ -111,25 +145,21 @@ impl Picture {
             let column = Column {
                 requests: tally.requests.saturating_sub(requests),
                 failed: tally.failed().saturating_sub(failed),
-                daemon,
+                stand,
             };
             // The first began before the load did.
             if requests > 0 || !self.columns.is_empty() {
                 self.columns.push(column);
             }
             if !self.live {
-                say!(
-                    "{:5.1} s    {}",
-                    self.start.elapsed().as_secs_f32(),
-                    self.line(tally, daemon)
-                );
+                say!("{:5.1} s    {}", self.start.elapsed().as_secs_f32(), self.line(tally, stand));
             }
         }
         if self.live {
             self.erase();
-            self.redraw(tally, daemon);
+            self.redraw(tally, stand);
         }
-        self.last_tally = Some((tally.clone(), daemon));
+        self.last_tally = Some((tally.clone(), stand));
     }
 
     /// Leaves the last drawing where it is.
@@ -153,8 +183,8 @@ impl Picture {
         }
     }
 
-    fn redraw(&mut self, tally: &Tally, daemon: Daemon) {
-        let mut lines = vec![String::new(), format!("  {}", self.line(tally, daemon))];
+    fn redraw(&mut self, tally: &Tally, stand: Stand) {
+        let mut lines = vec![String::new(), format!("  {}", self.line(tally, stand))];
         lines.extend(self.time_line());
         lines.push(String::new());
         lines.extend(self.table(tally));
@@ -165,18 +195,25 @@ impl Picture {
         let _ = stdout().flush();
     }
 
-    fn line(&self, tally: &Tally, daemon: Daemon) -> String {
-        let daemon = match daemon {
+    fn line(&self, tally: &Tally, stand: Stand) -> String {
+        let daemon = match stand.daemon {
             Daemon::Running => self.paint(Colour::Green, "daemon running"),
             Daemon::Dead => self.paint(Colour::Red, "daemon dead   "),
         };
         let failed = format!("{} failed", tally.failed());
         let failed = if tally.failed() > 0 { self.paint(Colour::Red, &failed) } else { failed };
-        format!("{daemon}   {:>7} requests   {failed}", tally.requests)
+        let drain = match stand.server {
+            Server::Serving => String::new(),
+            Server::Draining(left) => {
+                let drain = format!("   {DRAINED} draining: {left} flows left");
+                self.paint(Colour::Yellow, &drain)
+            }
+        };
+        format!("{daemon}   {:>7} requests   {failed}{drain}", tally.requests)
     }
 
-    /// Requests over time, and under it whether the daemon lived.
-    fn time_line(&self) -> [String; 2] {
+    /// Requests over time, and under it whether the daemon lived and the server took new flows.
+    fn time_line(&self) -> [String; 3] {
         let most = self.columns.iter().map(|column| column.requests).max().unwrap_or(0).max(1);
         let requests = self.columns.iter().map(|column| {
             if column.failed > 0 {
@@ -186,13 +223,18 @@ impl Picture {
             let bar = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"][height - 1];
             self.paint(Colour::Blue, bar)
         });
-        let daemon = self.columns.iter().map(|column| match column.daemon {
+        let daemon = self.columns.iter().map(|column| match column.stand.daemon {
             Daemon::Running => self.paint(Colour::Green, "━"),
             Daemon::Dead => self.paint(Colour::Red, "x"),
+        });
+        let server = self.columns.iter().map(|column| match column.stand.server {
+            Server::Serving => self.paint(Colour::Green, "━"),
+            Server::Draining(_) => self.paint(Colour::Yellow, "┄"),
         });
         [
             format!("  requests  {}", requests.collect::<String>()),
             format!("  daemon    {}", daemon.collect::<String>()),
+            format!("  {DRAINED:<10}{}", server.collect::<String>()),
         ]
     }
 
