@@ -138,7 +138,7 @@ fn a_daemon_with_a_broken_program_leaves_the_one_that_runs() {
     let broken = builds::broken_program(&talk.scene.lab.directory()).unwrap();
     let log = talk.scene.lab.directory().join("broken.log");
     let daemon = run(balancer, &broken, &talk.config(), &log);
-    wait_for(&log, "the kernel program of another build stays");
+    wait_for(&log, "stays: ARP");
     assert_eq!(program(balancer), before);
     let status = talk.sluice.status().unwrap();
     assert_eq!(status["ready"], true, "{status}");
