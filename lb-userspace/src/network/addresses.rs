@@ -81,7 +81,7 @@ async fn add(places: Vec<(IpAddr, &str)>) -> Result<BTreeSet<IpAddr>, Error> {
         if present.contains(&(vip, vip.is_ipv6().then_some(interface.index))) {
             continue;
         }
-        let message = RouteNetlinkMessage::NewAddress(vip_message(vip, interface.index));
+        let message = RouteNetlinkMessage::NewAddress(host_address(vip, interface.index));
         match netlink.change(message, CREATE_NEW).await {
             Ok(()) => drop(added.insert(vip)),
             Err(Failure::Errno(libc::EEXIST)) => {}
@@ -125,7 +125,7 @@ pub async fn vips_added() -> Result<BTreeSet<IpAddr>, Error> {
     Ok(addresses.iter().filter(|message| marked(message)).filter_map(address).collect())
 }
 
-async fn list(netlink: &Netlink) -> Result<Vec<AddressMessage>, Error> {
+pub(super) async fn list(netlink: &Netlink) -> Result<Vec<AddressMessage>, Error> {
     let question = RouteNetlinkMessage::GetAddress(AddressMessage::default());
     let dump = netlink.dump(question).await.map_err(|failure| failure.during("list addresses"))?;
     let addresses = dump.messages.into_iter().filter_map(|message| match message {
@@ -158,9 +158,11 @@ async fn bring_up(netlink: &Netlink, interface: &Interface) -> Result<(), Error>
         .map_err(|failure| failure.during(format!("bring {name} up")))
 }
 
-/// Without duplicate address detection: usable at once, and by several balancers. An IPv6 VIP is "deprecated" from the start: answered for, but never chosen as a source address
-/// (RFC 6724 §5 rule 3), for which all interfaces' addresses compete.
-fn vip_message(vip: IpAddr, interface: u32) -> AddressMessage {
+/// An address alone, without its network, and with our mark. Without duplicate address detection:
+/// usable at once, and by several balancers. An IPv6 one is "deprecated" from the start: answered
+/// for, but never chosen as a source address (RFC 6724 §5 rule 3), for which all interfaces'
+/// addresses compete.
+pub(super) fn host_address(vip: IpAddr, interface: u32) -> AddressMessage {
     let mut message = AddressMessage::default();
     message.header.index = interface;
     message.header.scope = AddressScope::Universe;
@@ -189,7 +191,7 @@ fn vip_message(vip: IpAddr, interface: u32) -> AddressMessage {
 
 /// An interface's own address. On a point-to-point link `IFA_ADDRESS` is the peer's, and
 /// `IFA_LOCAL` ours; IPv6 has `IFA_ADDRESS` alone.
-fn address(message: &AddressMessage) -> Option<IpAddr> {
+pub(super) fn address(message: &AddressMessage) -> Option<IpAddr> {
     let local = message.attributes.iter().find_map(|attribute| match attribute {
         AddressAttribute::Local(address) => Some(*address),
         _ => None,

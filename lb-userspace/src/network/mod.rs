@@ -12,6 +12,8 @@ mod links;
 mod neighbours;
 mod netlink;
 mod next_hop;
+mod offloads;
+mod probe_namespace;
 mod resolver;
 mod routes;
 mod sysctl;
@@ -23,6 +25,7 @@ pub use self::{
     links::{Interface, XdpProgram, interface},
     netlink::Failure,
     next_hop::{NextHop, Unresolved},
+    probe_namespace::{NamespaceError, ProbeNamespace, VethMacs},
     resolver::{NextHops, Snapshot},
     sysctl::{Ipv4Setting, Sysctl},
 };
