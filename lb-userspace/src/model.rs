@@ -10,7 +10,12 @@ use std::{
 
 use lb_common::{abi::ServiceKey, address::Address, forward::Forwarding, service::Affinity};
 
+pub use self::check::{
+    BODY_BYTES, CheckKind, GrpcCheck, HealthCheck, HttpCheck, Method, StatusRange, TlsCheck, Via,
+};
 use crate::drain::Admin;
+
+mod check;
 
 /// Everything one instance is asked to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -77,6 +82,16 @@ pub struct Service {
     pub min_available: u16,
     /// If no backend is healthy: whether all that are enabled get new flows, or none.
     pub fail_open: bool,
+    /// Whether flows of an unreachable backend are reset on their next packet.
+    pub reset_unreachable: bool,
+    /// When a larger share of the backends than this fails within one check interval, the fault
+    /// is taken to be the balancer's own and the last good set is kept: 0 to 1; 1: never.
+    pub panic_threshold: f64,
+    /// How long a backend that has become healthy or enabled takes to reach its full weight;
+    /// zero: at once.
+    pub slow_start: Duration,
+    /// What becomes of a backend whose traffic goes worse than its pool's.
+    pub outlier: Outlier,
     /// Silence after which its flows are forgotten.
     pub idle: IdleTimeouts,
     /// Sorted by name; names and (address, port) are unique within the service, but for those
@@ -141,43 +156,25 @@ impl IdleTimeouts {
     }
 }
 
-/// How a service's backends are checked.
-#[derive(Clone, Debug, PartialEq)]
-pub struct HealthCheck {
-    /// What is asked.
-    pub kind: CheckKind,
-    /// Time between two probes of one backend.
-    pub interval: Duration,
-    /// How long one probe may take.
-    pub timeout: Duration,
-    /// Consecutive successes that make a backend healthy.
-    pub rise: u32,
-    /// Consecutive failures that make it unhealthy or unreachable.
-    pub fall: u32,
+/// What becomes of a backend that completes far fewer handshakes than its pool.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum Outlier {
+    /// Nothing; it is not looked for.
+    Off,
+    /// It is told in status, events and metrics.
+    #[default]
+    Report,
+    /// It gets no new flows for a while, too.
+    Eject,
 }
 
-/// What a health check asks.
-#[derive(Clone, Debug, PartialEq)]
-pub enum CheckKind {
-    /// Nothing: the backend is taken for healthy.
-    None,
-    /// A TCP connection.
-    Tcp,
-    /// An HTTP GET of this path, which must answer 200 to 399.
-    Http {
-        /// Path and query.
-        path: String,
-    },
-}
-
-impl Default for HealthCheck {
-    fn default() -> Self {
-        Self {
-            kind: CheckKind::Tcp,
-            interval: Duration::from_secs(2),
-            timeout: Duration::from_secs(1),
-            rise: 2,
-            fall: 3,
+impl Outlier {
+    /// As the configuration has it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Off => "off",
+            Self::Report => "report",
+            Self::Eject => "eject",
         }
     }
 }
@@ -233,6 +230,10 @@ pub(crate) mod sample {
             health: HealthCheck { kind: CheckKind::None, ..HealthCheck::default() },
             min_available: 1,
             fail_open: true,
+            reset_unreachable: true,
+            panic_threshold: 0.5,
+            slow_start: Duration::ZERO,
+            outlier: Outlier::Report,
             idle: IdleTimeouts::default(),
             backends: (1..=backends).map(|number| backend(name, number)).collect(),
             leaving: false,

@@ -64,10 +64,10 @@ pub struct NewService {
     /// Refuse changes that leave fewer backends than this to new flows
     #[arg(long, value_name = "N")]
     min_available: Option<i64>,
-    /// How backends are checked: tcp, http or none
+    /// How backends are checked: tcp, http, https, grpc or none
     #[arg(long, value_name = "KIND")]
     check: Option<String>,
-    /// What an http check asks for
+    /// What an http or https check asks for
     #[arg(long, value_name = "PATH", requires = "check")]
     path: Option<String>,
     #[command(flatten)]

@@ -77,9 +77,7 @@ mod tests {
         assert!(checked.valid && checked.error.is_none());
         assert_eq!(
             text(&checked).replace(EXAMPLE, "FILE"),
-            "FILE is valid: 2 services, 4 backends\n\
-             warning: health checks are read but not made in this version: a backend takes new \
-             flows as long as its next hop is known\n"
+            "FILE is valid: 2 services, 4 backends\n"
         );
     }
 

@@ -13,24 +13,27 @@ use lb_common::{abi::capacity, forward::Forwarding, maglev::DEFAULT_SLOTS, servi
 use toml::Spanned;
 
 use super::{
-    Error, Family, MAX_WEIGHT, Problem, Source, raw,
+    Error, Family, MAX_WEIGHT, Problem, Source,
+    health::health,
+    raw,
     values::{
-        checked_name, choice, duration, is_interface_name, prime_from, ranged, required, unusable,
+        checked_name, choice, duration, is_interface_name, prime_from, ranged, required, share,
+        unusable,
     },
 };
 use crate::{
     drain::Admin,
-    model::{Backend, CheckKind, Dataplane, Desired, HealthCheck, IdleTimeouts, Service, XdpMode},
+    model::{Backend, Dataplane, Desired, IdleTimeouts, Outlier, Service, XdpMode},
 };
 
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(5 * 60);
 const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9180);
 pub(super) const WEIGHT: u16 = 100;
+pub(super) const PANIC_THRESHOLD: f64 = 0.5;
 
 const FLOW_CAPACITY: (i64, i64) = (1 << 10, 1 << 28);
 const DRAIN_DEADLINES: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(30 * 86_400));
-const PROBE_TIMES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
-const STREAKS: (i64, i64) = (1, 100);
+const SLOW_STARTS: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
 const MIN_AVAILABLE: (i64, i64) = (0, capacity::BACKENDS as i64 - 1);
 /// A time-out below a tick of the flow table, some seconds, could not be kept.
 const IDLE_TIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(86_400));
@@ -204,7 +207,7 @@ pub(super) fn service(
         Some(text) => duration(source, "drain_deadline", &text, "5m", DRAIN_DEADLINES)?,
         None => DRAIN_DEADLINE,
     };
-    let health = health(source, raw.health)?;
+    let health = health(source, raw.health, forwarding)?;
     let min_available = match raw.min_available {
         Some(number) => ranged(source, "min_available", &number, MIN_AVAILABLE)? as u16,
         None => 1,
@@ -224,6 +227,19 @@ pub(super) fn service(
         health,
         min_available,
         fail_open: raw.fail_open.unwrap_or(true),
+        reset_unreachable: raw.reset_unreachable.unwrap_or(true),
+        panic_threshold: share(source, "panic_threshold", raw.panic_threshold, PANIC_THRESHOLD)?,
+        slow_start: match raw.slow_start {
+            Some(text) => duration(source, "slow_start", &text, "30s", SLOW_STARTS)?,
+            None => Duration::ZERO,
+        },
+        outlier: choice(
+            source,
+            "outlier",
+            raw.outlier,
+            Outlier::default(),
+            &[Outlier::Off, Outlier::Report, Outlier::Eject].map(|word| (word.name(), Some(word))),
+        )?,
         idle,
         backends: Vec::with_capacity(count),
         leaving: false,
@@ -292,72 +308,6 @@ fn idle(source: &Source<'_>, raw: raw::IdleTimeout) -> Result<IdleTimeouts, Erro
         established: time("established", raw.established, default.established)?,
         closing: time("closing", raw.closing, default.closing)?,
     })
-}
-
-fn health(source: &Source<'_>, raw: raw::Health) -> Result<HealthCheck, Error> {
-    #[derive(Clone, Copy)]
-    enum Check {
-        None,
-        Tcp,
-        Http,
-    }
-    let default = HealthCheck::default();
-    let check = choice(
-        source,
-        "check",
-        raw.check,
-        Check::Tcp,
-        &[
-            ("tcp", Some(Check::Tcp)),
-            ("http", Some(Check::Http)),
-            ("none", Some(Check::None)),
-            ("https", None),
-            ("grpc", None),
-        ],
-    )?;
-    let kind = match (check, raw.path) {
-        (Check::Http, path) => CheckKind::Http { path: http_path(source, path)? },
-        (Check::None, None) => CheckKind::None,
-        (Check::Tcp, None) => CheckKind::Tcp,
-        (Check::None, Some(path)) => {
-            return Err(source.refuse(path.span(), Problem::PathWithoutHttp { check: "none" }));
-        }
-        (Check::Tcp, Some(path)) => {
-            return Err(source.refuse(path.span(), Problem::PathWithoutHttp { check: "tcp" }));
-        }
-    };
-    let interval = match &raw.interval {
-        Some(text) => duration(source, "interval", text, "2s", PROBE_TIMES)?,
-        None => default.interval,
-    };
-    let timeout = match &raw.timeout {
-        Some(text) => duration(source, "timeout", text, "1s", PROBE_TIMES)?,
-        None => default.timeout.min(interval),
-    };
-    if timeout > interval {
-        let at = raw.timeout.or(raw.interval).map_or(0..0, |text| text.span());
-        return Err(source.refuse(at, Problem::TimeoutExceedsInterval { timeout, interval }));
-    }
-    let rise = match raw.rise {
-        Some(number) => ranged(source, "rise", &number, STREAKS)?,
-        None => default.rise,
-    };
-    let fall = match raw.fall {
-        Some(number) => ranged(source, "fall", &number, STREAKS)?,
-        None => default.fall,
-    };
-    Ok(HealthCheck { kind, interval, timeout, rise, fall })
-}
-
-fn http_path(source: &Source<'_>, raw: Option<raw::Text>) -> Result<String, Error> {
-    let Some(text) = raw else { return Ok("/".to_owned()) };
-    let path = text.get_ref();
-    let fits = path.starts_with('/') && path.len() <= 1024;
-    if !fits || !path.bytes().all(|byte| byte.is_ascii_graphic()) {
-        let problem = Problem::HttpPath { path: path.clone() };
-        return Err(source.refuse(text.span(), problem));
-    }
-    Ok(text.into_inner())
 }
 
 pub(super) fn backend(

@@ -194,11 +194,94 @@ pub enum Problem {
         /// Between two.
         interval: Duration,
     },
-    /// A path for a check that asks for none.
-    #[error("`path` is for `check = \"http\"`, but this check is {check:?}: leave one of them out")]
-    PathWithoutHttp {
+    /// A field of another kind of check.
+    #[error("`{field}` is for {fits}, but this check is {check:?}: leave one of them out")]
+    CheckField {
+        /// Which field.
+        field: &'static str,
+        /// What it fits, as the configuration has it.
+        fits: &'static str,
         /// What it is.
         check: &'static str,
+    },
+    /// A port that the data plane does not forward.
+    #[error(
+        "`port` can't be asked through the VIP, of which only its own port is forwarded: add \
+         `via = \"backend\"`, or leave `port` out"
+    )]
+    PortThroughVip,
+    /// HTTP over TLS by another name.
+    #[error("`tls` is for `check = \"grpc\"`: with HTTP, use `check = \"https\"`")]
+    TlsWithHttp,
+    /// A field about TLS without TLS.
+    #[error("`{field}` is about TLS, which this check does not speak: add `tls = true`")]
+    WithoutTls {
+        /// Which field.
+        field: &'static str,
+    },
+    /// Those who sign certificates that nobody looks at.
+    #[error("`ca_file` has no use with `verify = false`: leave one of them out")]
+    CaWithoutVerify,
+    /// The daemon's directory is not the file's.
+    #[error("`ca_file = {path:?}`: write the whole path, from `/` on")]
+    CaFile {
+        /// As written.
+        path: String,
+    },
+    /// No name that a certificate could have.
+    #[error(
+        "`server_name = {name:?}`: write a host's name, as \"web.example\", or an IP address; \
+         no port"
+    )]
+    ServerName {
+        /// As written.
+        name: String,
+    },
+    /// No Host header.
+    #[error("`host = {host:?}`: write a host's name, with a port if need be, as \"web.example\"")]
+    Host {
+        /// As written.
+        host: String,
+    },
+    /// No header.
+    #[error("header {name:?} = {value:?}: {why}")]
+    Header {
+        /// Its name, as written.
+        name: String,
+        /// Its value, as written.
+        value: String,
+        /// What is wrong, and the way out.
+        why: &'static str,
+    },
+    /// No status code.
+    #[error(
+        "`status` {value:?}: write codes from 100 to 599, as 204 or \"200-399\", or a list of \
+         these"
+    )]
+    Status {
+        /// As written.
+        value: String,
+    },
+    /// A body that is never sent.
+    #[error("no answer to `method = \"HEAD\"` has a body: use \"GET\", or leave `body` out")]
+    BodyOfHead,
+    /// Nothing, or more than is read.
+    #[error("`{field}` has {length} bytes: it is a text of 1 to {most}")]
+    Length {
+        /// Which field.
+        field: &'static str,
+        /// As written.
+        length: usize,
+        /// Longest allowed.
+        most: usize,
+    },
+    /// No share.
+    #[error("`{field} = {value}`: it is a share, from 0 to 1")]
+    Share {
+        /// Which field.
+        field: &'static str,
+        /// As written.
+        value: f64,
     },
     /// No path of a URL.
     #[error(

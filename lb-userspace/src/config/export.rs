@@ -103,7 +103,8 @@ mod tests {
                     tunnel_source = [\"10.255.0.0/16\"]\n[http]\nlisten = \"off\"\n\
                     [[service]]\nname = \"w\"\nvip = \"203.0.113.1:80\"\nforwarding = \"ipip\"\n\
                     affinity = \"source-ip\"\nslots = 251\ndrain_deadline = \"90s\"\n\
-                    min_available = 2\nfail_open = false\n\
+                    min_available = 2\nfail_open = false\nreset_unreachable = false\n\
+                    panic_threshold = 0.25\nslow_start = \"30s\"\noutlier = \"eject\"\n\
                     idle_timeout = { embryonic = \"10s\", established = \"1h\", closing = \"3s\" }\n\
                     health = { check = \"http\", path = \"/x\", interval = \"3s\", \
                     timeout = \"500ms\", rise = 4, fall = 5 }\n\
@@ -114,5 +115,35 @@ mod tests {
         assert_eq!(parse(&exported, "export").expect("valid"), desired, "{exported}");
         assert_eq!(desired.services[0].idle.established.as_secs(), 3600);
         assert!(desired.services[0].backends[0].backup);
+        assert_eq!(desired.services[0].outlier.name(), "eject");
+    }
+
+    #[test]
+    fn every_kind_of_check_is_exported() {
+        let checks = [
+            "check = \"none\", interval = \"9s\"",
+            "check = \"tcp\", via = \"backend\", port = 8080",
+            "check = \"http\", method = \"HEAD\", path = \"/x\", status = [204, \"300-399\"]",
+            "check = \"http\", host = \"web.example:81\", headers = { X-B = \"2\", X-A = \"a \\\"1\" }, \
+             body = \"ok \\u00e4\"",
+            "check = \"https\", server_name = \"web.example\", ca_file = \"/etc/ca.pem\"",
+            "check = \"https\", verify = false, rise = 1",
+            "check = \"grpc\", service = \"shop.Cart\", host = \"web.example\"",
+            "check = \"grpc\", tls = true, verify = false, server_name = \"10.0.0.1\"",
+            "check = \"grpc\", tls = true, timeout = \"500ms\"",
+        ];
+        for check in checks {
+            let text = format!(
+                "[dataplane]\ninterfaces = [\"a\"]\n[[service]]\nname = \"w\"\n\
+                 vip = \"203.0.113.1:80\"\nhealth = {{ {check} }}\n"
+            );
+            let desired = parse(&text, "full").expect(check);
+            let exported = export(&desired).expect("TOML");
+            assert_eq!(parse(&exported, "export").expect(&exported), desired, "{exported}");
+            for assignment in check.split(", ").filter(|part| part.contains(" = ")) {
+                let field = assignment.split_once(" = ").map_or("", |(field, _)| field);
+                assert!(exported.contains(field), "{field} is lost: {exported}");
+            }
+        }
     }
 }

@@ -7,6 +7,7 @@ mod added;
 mod desired;
 mod error;
 mod export;
+mod health;
 mod raw;
 mod spec;
 mod values;

@@ -2,7 +2,7 @@
 //!
 //! Every value keeps its place in the text, so that whoever refuses it can name the line.
 
-use std::fmt;
+use std::{collections::BTreeMap, fmt};
 
 use serde::{Deserialize, Deserializer, de};
 use toml::Spanned;
@@ -47,6 +47,10 @@ pub struct Service {
     pub drain_deadline: Option<Text>,
     pub min_available: Option<Number>,
     pub fail_open: Option<bool>,
+    pub reset_unreachable: Option<bool>,
+    pub panic_threshold: Option<Spanned<Share>>,
+    pub slow_start: Option<Text>,
+    pub outlier: Option<Text>,
     #[serde(default)]
     pub idle_timeout: IdleTimeout,
     #[serde(default)]
@@ -67,7 +71,19 @@ pub struct IdleTimeout {
 #[serde(deny_unknown_fields)]
 pub struct Health {
     pub check: Option<Text>,
+    pub via: Option<Text>,
+    pub port: Option<Number>,
+    pub method: Option<Text>,
     pub path: Option<Text>,
+    pub host: Option<Text>,
+    pub headers: Option<Spanned<BTreeMap<Text, Text>>>,
+    pub status: Option<Spanned<Status>>,
+    pub body: Option<Text>,
+    pub service: Option<Text>,
+    pub tls: Option<Spanned<bool>>,
+    pub server_name: Option<Text>,
+    pub verify: Option<Spanned<bool>>,
+    pub ca_file: Option<Text>,
     pub interval: Option<Text>,
     pub timeout: Option<Text>,
     pub rise: Option<Number>,
@@ -111,5 +127,68 @@ impl<'de> Deserialize<'de> for Whole {
         }
 
         deserializer.deserialize_i64(Visitor)
+    }
+}
+
+/// A number that need not be whole.
+#[derive(Clone, Copy)]
+pub struct Share(pub f64);
+
+impl<'de> Deserialize<'de> for Share {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl de::Visitor<'_> for Visitor {
+            type Value = Share;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a number")
+            }
+
+            fn visit_f64<E: de::Error>(self, number: f64) -> Result<Share, E> {
+                Ok(Share(number))
+            }
+
+            fn visit_i64<E: de::Error>(self, number: i64) -> Result<Share, E> {
+                Ok(Share(number as f64))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
+    }
+}
+
+/// Codes and ranges of codes, not read yet: `204`, `"200-399"` or a list of these.
+pub struct Status(pub Vec<String>);
+
+impl<'de> Deserialize<'de> for Status {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        struct Visitor;
+
+        impl<'de> de::Visitor<'de> for Visitor {
+            type Value = Status;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("a status code, a range as \"200-399\", or a list of these")
+            }
+
+            fn visit_i64<E: de::Error>(self, code: i64) -> Result<Status, E> {
+                Ok(Status(vec![code.to_string()]))
+            }
+
+            fn visit_str<E: de::Error>(self, range: &str) -> Result<Status, E> {
+                Ok(Status(vec![range.to_owned()]))
+            }
+
+            fn visit_seq<A: de::SeqAccess<'de>>(self, mut list: A) -> Result<Status, A::Error> {
+                let mut ranges = Vec::new();
+                while let Some(Status(mut one)) = list.next_element()? {
+                    ranges.append(&mut one);
+                }
+                Ok(Status(ranges))
+            }
+        }
+
+        deserializer.deserialize_any(Visitor)
     }
 }

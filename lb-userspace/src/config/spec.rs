@@ -4,13 +4,16 @@
 //! What comes from a command is checked by the same code as a file's ([`super::service`],
 //! [`super::backend`]).
 
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 
 use humantime::format_duration;
-use lb_common::{maglev::DEFAULT_SLOTS, service::Affinity};
+use lb_common::{forward::Forwarding, maglev::DEFAULT_SLOTS, service::Affinity};
 use serde::{Deserialize, Serialize};
 
-use crate::model::{self, CheckKind, HealthCheck, IdleTimeouts};
+use crate::model::{
+    self, CheckKind, GrpcCheck, HealthCheck, HttpCheck, IdleTimeouts, Method, Outlier, TlsCheck,
+    Via,
+};
 
 /// A `[[service]]`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
@@ -31,6 +34,14 @@ pub struct ServiceSpec {
     pub min_available: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub fail_open: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reset_unreachable: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub panic_threshold: Option<f64>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub slow_start: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub outlier: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub idle_timeout: Option<IdleTimeoutSpec>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -60,7 +71,31 @@ pub struct HealthSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub check: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub via: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port: Option<u16>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub method: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     pub path: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub host: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub headers: Option<BTreeMap<String, String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub status: Option<Vec<String>>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub body: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub service: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tls: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub server_name: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verify: Option<bool>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ca_file: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub interval: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -116,27 +151,83 @@ impl ServiceSpec {
                     closing: unless(idle.closing, &default.closing, time),
                 }
             }),
-            health: unless(&service.health, &&HealthCheck::default(), HealthSpec::of),
+            reset_unreachable: unless(service.reset_unreachable, &true, |reset| reset),
+            panic_threshold: unless(
+                service.panic_threshold,
+                &super::desired::PANIC_THRESHOLD,
+                |share| share,
+            ),
+            slow_start: unless(service.slow_start, &Duration::ZERO, time),
+            outlier: unless(service.outlier, &Outlier::default(), |o| o.name().to_owned()),
+            health: {
+                let default = default_check(service.forwarding);
+                unless(&service.health, &&default, |health| HealthSpec::of(health, &default))
+            },
             backend: backends.map(|backend| BackendSpec::of(service, backend)).collect(),
         }
     }
 }
 
+/// What is checked when nothing is said of it.
+pub(super) fn default_check(forwarding: Forwarding) -> HealthCheck {
+    HealthCheck { via: Via::of(forwarding), ..HealthCheck::default() }
+}
+
 impl HealthSpec {
-    fn of(health: &HealthCheck) -> Self {
-        let default = HealthCheck::default();
-        let (check, path) = match &health.kind {
-            CheckKind::None => ("none", None),
-            CheckKind::Tcp => ("tcp", None),
-            CheckKind::Http { path } => ("http", Some(path.clone())),
-        };
-        Self {
-            check: Some(check.to_owned()),
-            path,
+    fn of(health: &HealthCheck, default: &HealthCheck) -> Self {
+        let common = Self {
+            check: Some(health.kind.name().to_owned()),
+            via: unless(health.via, &default.via, |via| via.name().to_owned()),
+            port: health.port,
             interval: unless(health.interval, &default.interval, time),
             timeout: unless(health.timeout, &default.timeout, time),
             rise: unless(health.rise, &default.rise, |rise| rise),
             fall: unless(health.fall, &default.fall, |fall| fall),
+            ..Self::default()
+        };
+        match &health.kind {
+            CheckKind::None | CheckKind::Tcp => common,
+            CheckKind::Http(check) => common.http(check),
+            CheckKind::Grpc(check) => common.grpc(check),
+        }
+    }
+
+    fn http(self, check: &HttpCheck) -> Self {
+        let default = HttpCheck::default();
+        let spec = Self {
+            method: unless(check.method, &Method::Get, |method| method.name().to_owned()),
+            path: unless(&check.path, &&default.path, String::clone),
+            host: check.host.clone(),
+            headers: unless(&check.headers, &&default.headers, |headers| {
+                headers.iter().cloned().collect()
+            }),
+            status: unless(&check.status, &&default.status, |ranges| {
+                ranges.iter().map(ToString::to_string).collect()
+            }),
+            body: check.body.clone(),
+            ..self
+        };
+        spec.tls(check.tls.as_ref())
+    }
+
+    fn grpc(self, check: &GrpcCheck) -> Self {
+        let spec = Self {
+            service: unless(&check.service, &&String::new(), String::clone),
+            host: check.host.clone(),
+            tls: check.tls.as_ref().map(|_| true),
+            ..self
+        };
+        spec.tls(check.tls.as_ref())
+    }
+
+    fn tls(self, check: Option<&TlsCheck>) -> Self {
+        let Some(check) = check else { return self };
+        Self {
+            server_name: check.server_name.clone(),
+            verify: unless(check.verify, &true, |verify| verify),
+            // A config file is text, and so was the path.
+            ca_file: check.ca_file.as_ref().map(|path| path.to_string_lossy().into_owned()),
+            ..self
         }
     }
 }

@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{CheckKind, HealthCheck, XdpMode};
+use crate::model::{CheckKind, HealthCheck, HttpCheck, StatusRange, Via, XdpMode};
 
 pub(super) const EXAMPLE: &str = include_str!("../../../sluice.example.toml");
 
@@ -58,8 +58,9 @@ fn toml_errors_name_the_line_and_the_field() {
         ),
         (
             service("health = { check = \"tcp\", every = \"1s\" }"),
-            "lb.toml:6:27: unknown field `every`, expected one of `check`, `path`, `interval`, \
-             `timeout`, `rise`, `fall`, in `service.health`",
+            "lb.toml:6:27: unknown field `every`, expected one of `check`, `via`, `port`, `method`, \
+             `path`, `host`, `headers`, `status`, `body`, `service`, `tls`, `server_name`, `verify`, \
+             `ca_file`, `interval`, `timeout`, `rise`, `fall`, in `service.health`",
         ),
         (
             service("slots = \"many\""),
@@ -264,6 +265,27 @@ fn service_errors_name_the_way_out() {
             service("drain_deadline = \"1year\""),
             "lb.toml:6:18: `drain_deadline = \"1year\"`: it goes from 0s to 30days",
         ),
+        (
+            service("panic_threshold = 50"),
+            "lb.toml:6:19: `panic_threshold = 50`: it is a share, from 0 to 1",
+        ),
+        (
+            service("panic_threshold = nan"),
+            "lb.toml:6:19: `panic_threshold = NaN`: it is a share, from 0 to 1",
+        ),
+        (
+            service("panic_threshold = \"half\""),
+            "lb.toml:6:19: invalid type: string \"half\", expected a number, in \
+             `service.panic_threshold`",
+        ),
+        (
+            service("slow_start = \"2h\""),
+            "lb.toml:6:14: `slow_start = \"2h\"`: it goes from 0s to 1h",
+        ),
+        (
+            service("outlier = \"kill\""),
+            "lb.toml:6:11: `outlier = \"kill\"`: it is one of \"off\", \"report\", \"eject\"",
+        ),
     ]);
 }
 
@@ -272,23 +294,130 @@ fn health_errors_name_the_way_out() {
     let health = |fields: &str| service(&format!("health = {{ {fields} }}"));
     assert_refused(&[
         (
-            health("check = \"https\""),
-            "lb.toml:6:20: `check = \"https\"` is not in this version: use one of \"tcp\", \
-             \"http\", \"none\"",
-        ),
-        (
-            health("check = \"grpc\""),
-            "lb.toml:6:20: `check = \"grpc\"` is not in this version: use one of \"tcp\", \
-             \"http\", \"none\"",
-        ),
-        (
             health("check = \"icmp\""),
-            "lb.toml:6:20: `check = \"icmp\"`: it is one of \"tcp\", \"http\", \"none\"",
+            "lb.toml:6:20: `check = \"icmp\"`: it is one of \"tcp\", \"http\", \"https\", \"grpc\", \
+             \"none\"",
+        ),
+        (
+            health("via = \"route\""),
+            "lb.toml:6:18: `via = \"route\"`: it is one of \"vip\", \"backend\"",
+        ),
+        (
+            health("port = 8080"),
+            "lb.toml:6:19: `port` can't be asked through the VIP, of which only its own port is \
+             forwarded: add `via = \"backend\"`, or leave `port` out",
+        ),
+        (
+            health("via = \"backend\", port = 0"),
+            "lb.toml:6:36: `port = 0`: it goes from 1 to 65535",
         ),
         (
             health("path = \"/healthz\""),
-            "lb.toml:6:19: `path` is for `check = \"http\"`, but this check is \"tcp\": leave one \
-             of them out",
+            "lb.toml:6:19: `path` is for `check = \"http\"` or \"https\", but this check is \
+             \"tcp\": leave one of them out",
+        ),
+        (
+            health("check = \"none\", via = \"vip\""),
+            "lb.toml:6:34: `via` is for checks that ask, but this check is \"none\": leave one of \
+             them out",
+        ),
+        (
+            health("check = \"grpc\", status = 200"),
+            "lb.toml:6:37: `status` is for `check = \"http\"` or \"https\", but this check is \
+             \"grpc\": leave one of them out",
+        ),
+        (
+            health("check = \"http\", service = \"shop\""),
+            "lb.toml:6:38: `service` is for `check = \"grpc\"`, but this check is \"http\": leave \
+             one of them out",
+        ),
+        (
+            health("check = \"http\", verify = false"),
+            "lb.toml:6:37: `verify` is for `check = \"https\"` or \"grpc\", but this check is \
+             \"http\": leave one of them out",
+        ),
+        (
+            health("check = \"http\", tls = true"),
+            "lb.toml:6:34: `tls` is for `check = \"grpc\"`: with HTTP, use `check = \"https\"`",
+        ),
+        (
+            health("check = \"grpc\", ca_file = \"/ca.pem\""),
+            "lb.toml:6:38: `ca_file` is about TLS, which this check does not speak: add \
+             `tls = true`",
+        ),
+        (
+            health("check = \"https\", verify = false, ca_file = \"/ca.pem\""),
+            "lb.toml:6:55: `ca_file` has no use with `verify = false`: leave one of them out",
+        ),
+        (
+            health("check = \"https\", ca_file = \"ca.pem\""),
+            "lb.toml:6:39: `ca_file = \"ca.pem\"`: write the whole path, from `/` on",
+        ),
+        (
+            health("check = \"https\", server_name = \"web.example:443\""),
+            "lb.toml:6:43: `server_name = \"web.example:443\"`: write a host's name, as \
+             \"web.example\", or an IP address; no port",
+        ),
+        (
+            health("check = \"http\", method = \"get\""),
+            "lb.toml:6:37: `method = \"get\"`: it is one of \"GET\", \"HEAD\", \"OPTIONS\"",
+        ),
+        (
+            health("check = \"http\", method = \"HEAD\", body = \"ok\""),
+            "lb.toml:6:52: no answer to `method = \"HEAD\"` has a body: use \"GET\", or leave \
+             `body` out",
+        ),
+        (
+            health("check = \"http\", body = \"\""),
+            "lb.toml:6:35: `body` has 0 bytes: it is a text of 1 to 65536",
+        ),
+        (
+            health("check = \"http\", host = \"a b\""),
+            "lb.toml:6:35: `host = \"a b\"`: write a host's name, with a port if need be, as \
+             \"web.example\"",
+        ),
+        (
+            health("check = \"http\", status = \"2xx\""),
+            "lb.toml:6:37: `status` \"2xx\": write codes from 100 to 599, as 204 or \"200-399\", or \
+             a list of these",
+        ),
+        (
+            health("check = \"http\", status = [200, \"399-200\"]"),
+            "lb.toml:6:37: `status` \"399-200\": write codes from 100 to 599, as 204 or \
+             \"200-399\", or a list of these",
+        ),
+        (
+            health("check = \"http\", status = []"),
+            "lb.toml:6:37: `status` \"\": write codes from 100 to 599, as 204 or \"200-399\", or a \
+             list of these",
+        ),
+        (
+            health("check = \"http\", status = true"),
+            "lb.toml:6:37: invalid type: boolean `true`, expected a status code, a range as \
+             \"200-399\", or a list of these, in `service.health.status`",
+        ),
+        (
+            health("check = \"http\", headers = { Host = \"web\" }"),
+            "lb.toml:6:40: header \"Host\" = \"web\": use the field `host`",
+        ),
+        (
+            health("check = \"http\", headers = { \"X Y\" = \"z\" }"),
+            "lb.toml:6:40: header \"X Y\" = \"z\": a name has letters, digits and -",
+        ),
+        (
+            health("check = \"http\", headers = { Content-Length = \"5\" }"),
+            "lb.toml:6:40: header \"Content-Length\" = \"5\": the probe says this itself; leave it \
+             out",
+        ),
+        (
+            health("check = \"http\", headers = { X-A = \"1\", x-a = \"2\" }"),
+            "lb.toml:6:51: header \"x-a\" = \"2\": this name is there twice, for case makes no \
+             difference; join the values",
+        ),
+        (
+            health("check = \"http\", headers = { X-A = \"1\\r\\nX-B: 2\" }"),
+            "lb.toml:6:40: header \"X-A\" = \"1\\r\\nX-B: 2\": a value has at most 1024 ASCII \
+             characters, no blanks around them",
         ),
         (
             health("check = \"http\", path = \"healthz\""),
@@ -449,7 +578,30 @@ fn what_is_left_out_gets_its_default() {
     assert_eq!(web.slots, 65_537);
     assert_eq!(web.drain_deadline.as_secs(), 300);
     assert_eq!(web.health, HealthCheck::default());
+    assert_eq!(web.health.via, Via::Vip);
+    assert!(web.reset_unreachable);
+    assert!((web.panic_threshold - 0.5).abs() < f64::EPSILON);
+    assert_eq!((web.slow_start.as_secs(), web.outlier.name()), (0, "report"));
     assert_eq!((web.backends[0].port, web.backends[0].weight), (80, 100));
+}
+
+#[test]
+fn a_status_is_a_code_a_range_or_a_list_of_both() {
+    let range = |first, last| StatusRange { first, last };
+    let cases = [
+        ("204", vec![range(204, 204)]),
+        ("\"200-299\"", vec![range(200, 299)]),
+        ("[200, \"300 - 399\", \"404\"]", vec![range(200, 200), range(300, 399), range(404, 404)]),
+    ];
+    for (written, expected) in cases {
+        let text = service(&format!("health = {{ check = \"https\", status = {written} }}"));
+        let desired = parse(&text, "lb.toml").expect(written);
+        let CheckKind::Http(check) = &desired.services[0].health.kind else {
+            panic!("no HTTP check: {desired:?}");
+        };
+        assert_eq!(check.status, expected, "{written}");
+        assert!(check.tls.as_ref().is_some_and(|tls| tls.verify));
+    }
 }
 
 #[test]
@@ -478,7 +630,8 @@ fn the_example_is_valid() {
     assert_eq!(desired.services.len(), 2);
     assert_eq!(desired.services[1].name, "web");
     let check = &desired.services[0].health.kind;
-    assert_eq!(*check, CheckKind::Http { path: "/healthz".to_owned() });
+    let expected = HttpCheck { path: "/healthz".to_owned(), ..HttpCheck::default() };
+    assert_eq!(*check, CheckKind::Http(expected));
 }
 
 /// Uncomments the lines that show a default: the parsed file must not change.
@@ -503,7 +656,7 @@ fn the_examples_commented_out_defaults_are_true() {
         }
         text.push('\n');
     }
-    assert_eq!(shown, 12, "{text}");
+    assert_eq!(shown, 16, "{text}");
     let plain = parse(EXAMPLE, "sluice.example.toml").expect("a valid example");
     assert_eq!(parse(&text, "uncommented").expect("valid defaults"), plain);
 }
@@ -512,15 +665,13 @@ fn the_examples_commented_out_defaults_are_true() {
 fn warnings_tell_what_a_valid_file_does_not_get() {
     let told = |text: &str| warnings(&parse(text, "lb.toml").expect("a valid file"));
     assert_eq!(told(&dataplane("")), ["no service: every frame is left to the kernel"]);
-    let not_acted_on = "health checks are read but not made in this version: a backend takes new \
-                        flows as long as its next hop is known";
     assert_eq!(
         told(&service("slots = 7")),
-        [not_acted_on, "service \"web\" has no backend: its clients get a RST"]
+        ["service \"web\" has no backend: its clients get a RST"]
     );
     assert_eq!(
         told(&backend("name = \"a\", address = \"10.0.0.1\", weight = 0")),
-        [not_acted_on, "service \"web\" has only backends of weight 0: its new clients get a RST"]
+        ["service \"web\" has only backends of weight 0: its new clients get a RST"]
     );
     let few = "slots = 7\nbackend = [{ name = \"a\", address = \"10.0.0.1\" }]";
     let text =
@@ -528,13 +679,12 @@ fn warnings_tell_what_a_valid_file_does_not_get() {
     assert_eq!(
         told(&text),
         [
-            not_acted_on,
             "service \"web\" has 1 backends in 7 slots: below 100 slots a backend the shares are \
              uneven",
             "tunnel_source has no effect: no service uses ipip",
         ]
     );
-    assert_eq!(told(EXAMPLE), [not_acted_on]);
+    assert_eq!(told(EXAMPLE), [""; 0]);
 }
 
 proptest! {

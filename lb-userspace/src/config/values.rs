@@ -3,6 +3,7 @@
 use std::{net::IpAddr, ops::Range, time::Duration};
 
 use lb_common::abi::capacity;
+use toml::Spanned;
 
 use super::{Error, Problem, Source, Unusable, raw};
 
@@ -78,6 +79,21 @@ pub fn ranged(
         Ok(small) if (least..=most).contains(&value) => Ok(small),
         _ => Err(source.refuse(number.span(), Problem::Range { field, value, least, most })),
     }
+}
+
+/// A share of a whole.
+pub fn share(
+    source: &Source<'_>,
+    field: &'static str,
+    number: Option<Spanned<raw::Share>>,
+    default: f64,
+) -> Result<f64, Error> {
+    let Some(number) = number else { return Ok(default) };
+    let value = number.get_ref().0;
+    if (0.0..=1.0).contains(&value) {
+        return Ok(value);
+    }
+    Err(source.refuse(number.span(), Problem::Share { field, value }))
 }
 
 pub fn duration(

@@ -11,13 +11,6 @@ pub fn warnings(desired: &Desired) -> Vec<String> {
     if desired.services.is_empty() {
         warnings.push("no service: every frame is left to the kernel".to_owned());
     }
-    if !desired.services.is_empty() {
-        warnings.push(
-            "health checks are read but not made in this version: a backend takes new flows as \
-             long as its next hop is known"
-                .to_owned(),
-        );
-    }
     for service in &desired.services {
         warnings.extend(of_service(service));
     }

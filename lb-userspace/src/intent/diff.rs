@@ -77,6 +77,12 @@ fn of_service(old: &Service, new: &Service) -> Vec<String> {
     compare("slots", old.slots.to_string(), new.slots.to_string());
     compare("min_available", old.min_available.to_string(), new.min_available.to_string());
     compare("fail_open", old.fail_open.to_string(), new.fail_open.to_string());
+    let resets = |service: &Service| service.reset_unreachable.to_string();
+    compare("reset_unreachable", resets(old), resets(new));
+    compare("panic_threshold", old.panic_threshold.to_string(), new.panic_threshold.to_string());
+    compare("outlier", old.outlier.name().into(), new.outlier.name().into());
+    let slow_start = |service: &Service| format_duration(service.slow_start).to_string();
+    compare("slow_start", slow_start(old), slow_start(new));
     let deadline = |service: &Service| format_duration(service.drain_deadline).to_string();
     compare("drain_deadline", deadline(old), deadline(new));
     let idle = |service: &Service| {

@@ -175,7 +175,7 @@ fn backend(
         health: match (next_hop, &service.health.kind) {
             (Some(Err(_)), _) => api::Health::Unreachable,
             (_, CheckKind::None) => api::Health::Healthy,
-            (_, CheckKind::Tcp | CheckKind::Http { .. }) => api::Health::Unknown,
+            (_, CheckKind::Tcp | CheckKind::Http(_) | CheckKind::Grpc(_)) => api::Health::Unknown,
         },
         next_hop: describe(next_hop),
         active_flows: index.map_or(0, |index| u64::from(state.sweep.active[usize::from(index)])),
