@@ -76,8 +76,8 @@ pub struct Service {
     pub slots: u32,
     /// How long a drain waits for flows to end.
     pub drain_deadline: Duration,
-    /// How backends are checked.
-    pub health: HealthCheck,
+    /// How backends are checked; `None`: they are taken for healthy.
+    pub health: Option<HealthCheck>,
     /// A change that would leave fewer backends than this to new flows is refused.
     pub min_available: u16,
     /// If no backend is healthy: whether all that are enabled get new flows, or none.
@@ -227,7 +227,7 @@ pub(crate) mod sample {
             affinity: Affinity::None,
             slots: 251,
             drain_deadline: Duration::from_secs(300),
-            health: HealthCheck { kind: CheckKind::None, ..HealthCheck::default() },
+            health: None,
             min_available: 1,
             fail_open: true,
             reset_unreachable: true,

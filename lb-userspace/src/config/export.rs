@@ -121,7 +121,8 @@ mod tests {
     #[test]
     fn every_kind_of_check_is_exported() {
         let checks = [
-            "check = \"none\", interval = \"9s\"",
+            "check = \"none\"",
+            "check = \"tcp\", interval = \"9s\"",
             "check = \"tcp\", via = \"backend\", port = 8080",
             "check = \"http\", method = \"HEAD\", path = \"/x\", status = [204, \"300-399\"]",
             "check = \"http\", host = \"web.example:81\", headers = { X-B = \"2\", X-A = \"a \\\"1\" }, \

@@ -1,4 +1,4 @@
-//! The table `health` of a service → [`HealthCheck`]: defaults, ranges, and which field fits
+//! The table `health` of a service → [`HealthCheck`], or none: defaults, ranges, and which field fits
 //! which kind of check.
 
 use std::{
@@ -54,7 +54,7 @@ pub(super) fn health(
     source: &Source<'_>,
     mut raw: raw::Health,
     forwarding: Forwarding,
-) -> Result<HealthCheck, Error> {
+) -> Result<Option<HealthCheck>, Error> {
     let default = default_check(forwarding);
     let words = Check::ALL.map(|check| (check.name(), Some(check)));
     let check = choice(source, "check", raw.check.take(), Check::Tcp, &words)?;
@@ -89,7 +89,7 @@ pub(super) fn health(
         None => default.fall,
     };
     let kind = match check {
-        Check::None => CheckKind::None,
+        Check::None => return Ok(None),
         Check::Tcp => CheckKind::Tcp,
         Check::Http => CheckKind::Http(http(source, &mut raw)?),
         Check::Https => {
@@ -98,7 +98,7 @@ pub(super) fn health(
         }
         Check::Grpc => CheckKind::Grpc(grpc(source, &mut raw)?),
     };
-    Ok(HealthCheck { kind, via, port, interval, timeout, rise, fall })
+    Ok(Some(HealthCheck { kind, via, port, interval, timeout, rise, fall }))
 }
 
 /// Names the first field that another kind of check has.
@@ -132,6 +132,10 @@ fn refuse_misfits(source: &Source<'_>, raw: &raw::Health, check: Check) -> Resul
         ("server_name", at(&raw.server_name), TLS),
         ("verify", at(&raw.verify), TLS),
         ("ca_file", at(&raw.ca_file), TLS),
+        ("interval", at(&raw.interval), PROBED),
+        ("timeout", at(&raw.timeout), PROBED),
+        ("rise", at(&raw.rise), PROBED),
+        ("fall", at(&raw.fall), PROBED),
     ];
     for (field, at, (fits, checks)) in fields {
         if let Some(at) = at

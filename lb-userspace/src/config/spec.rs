@@ -159,9 +159,12 @@ impl ServiceSpec {
             ),
             slow_start: unless(service.slow_start, &Duration::ZERO, time),
             outlier: unless(service.outlier, &Outlier::default(), |o| o.name().to_owned()),
-            health: {
-                let default = default_check(service.forwarding);
-                unless(&service.health, &&default, |health| HealthSpec::of(health, &default))
+            health: match &service.health {
+                None => Some(HealthSpec::none()),
+                Some(health) => {
+                    let default = default_check(service.forwarding);
+                    unless(health, &&default, |health| HealthSpec::of(health, &default))
+                }
             },
             backend: backends.map(|backend| BackendSpec::of(service, backend)).collect(),
         }
@@ -174,6 +177,10 @@ pub(super) fn default_check(forwarding: Forwarding) -> HealthCheck {
 }
 
 impl HealthSpec {
+    fn none() -> Self {
+        Self { check: Some("none".to_owned()), ..Self::default() }
+    }
+
     fn of(health: &HealthCheck, default: &HealthCheck) -> Self {
         let common = Self {
             check: Some(health.kind.name().to_owned()),
@@ -186,7 +193,7 @@ impl HealthSpec {
             ..Self::default()
         };
         match &health.kind {
-            CheckKind::None | CheckKind::Tcp => common,
+            CheckKind::Tcp => common,
             CheckKind::Http(check) => common.http(check),
             CheckKind::Grpc(check) => common.grpc(check),
         }

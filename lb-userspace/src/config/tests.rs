@@ -322,6 +322,11 @@ fn health_errors_name_the_way_out() {
              them out",
         ),
         (
+            health("check = \"none\", fall = 2"),
+            "lb.toml:6:35: `fall` is for checks that ask, but this check is \"none\": leave one of \
+             them out",
+        ),
+        (
             health("check = \"grpc\", status = 200"),
             "lb.toml:6:37: `status` is for `check = \"http\"` or \"https\", but this check is \
              \"grpc\": leave one of them out",
@@ -577,8 +582,8 @@ fn what_is_left_out_gets_its_default() {
     assert_eq!(web.affinity.name(), "none");
     assert_eq!(web.slots, 65_537);
     assert_eq!(web.drain_deadline.as_secs(), 300);
-    assert_eq!(web.health, HealthCheck::default());
-    assert_eq!(web.health.via, Via::Vip);
+    assert_eq!(web.health, Some(HealthCheck::default()));
+    assert_eq!(HealthCheck::default().via, Via::Vip);
     assert!(web.reset_unreachable);
     assert!((web.panic_threshold - 0.5).abs() < f64::EPSILON);
     assert_eq!((web.slow_start.as_secs(), web.outlier.name()), (0, "report"));
@@ -596,7 +601,8 @@ fn a_status_is_a_code_a_range_or_a_list_of_both() {
     for (written, expected) in cases {
         let text = service(&format!("health = {{ check = \"https\", status = {written} }}"));
         let desired = parse(&text, "lb.toml").expect(written);
-        let CheckKind::Http(check) = &desired.services[0].health.kind else {
+        let check = desired.services[0].health.as_ref().map(|health| &health.kind);
+        let Some(CheckKind::Http(check)) = check else {
             panic!("no HTTP check: {desired:?}");
         };
         assert_eq!(check.status, expected, "{written}");
@@ -629,9 +635,9 @@ fn the_example_is_valid() {
     let desired = parse(EXAMPLE, "sluice.example.toml").expect("a valid example");
     assert_eq!(desired.services.len(), 2);
     assert_eq!(desired.services[1].name, "web");
-    let check = &desired.services[0].health.kind;
+    let check = desired.services[0].health.as_ref().map(|health| &health.kind);
     let expected = HttpCheck { path: "/healthz".to_owned(), ..HttpCheck::default() };
-    assert_eq!(*check, CheckKind::Http(expected));
+    assert_eq!(check, Some(&CheckKind::Http(expected)));
 }
 
 /// Uncomments the lines that show a default: the parsed file must not change.

@@ -26,8 +26,6 @@ pub struct HealthCheck {
 /// What a health check asks.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CheckKind {
-    /// Nothing: the backend is taken for healthy.
-    None,
     /// A TCP connection.
     Tcp,
     /// One request of HTTP/1.1, over TLS or not.
@@ -148,7 +146,6 @@ impl CheckKind {
     /// As the configuration has it.
     pub fn name(&self) -> &'static str {
         match self {
-            Self::None => "none",
             Self::Tcp => "tcp",
             Self::Http(HttpCheck { tls: None, .. }) => "http",
             Self::Http(HttpCheck { tls: Some(_), .. }) => "https",

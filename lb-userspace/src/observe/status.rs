@@ -13,7 +13,7 @@ use crate::{
     control::api,
     datapath::BackendCounters,
     drain::Admin,
-    model::{Backend, CheckKind, Service, XdpMode},
+    model::{Backend, Service, XdpMode},
     network::{NextHop, Unresolved},
     reconcile::is_resolved,
 };
@@ -172,10 +172,10 @@ fn backend(
         admin: wanted.admin.into(),
         leaving: wanted.leaving,
         takes_new_flows: false,
-        health: match (next_hop, &service.health.kind) {
+        health: match (next_hop, &service.health) {
             (Some(Err(_)), _) => api::Health::Unreachable,
-            (_, CheckKind::None) => api::Health::Healthy,
-            (_, CheckKind::Tcp | CheckKind::Http(_) | CheckKind::Grpc(_)) => api::Health::Unknown,
+            (_, None) => api::Health::Healthy,
+            (_, Some(_)) => api::Health::Unknown,
         },
         next_hop: describe(next_hop),
         active_flows: index.map_or(0, |index| u64::from(state.sweep.active[usize::from(index)])),
