@@ -14,6 +14,7 @@ pub mod control;
 pub mod daemon;
 pub mod datapath;
 pub mod drain;
+pub mod health;
 pub mod http;
 pub mod instance;
 pub mod intent;
