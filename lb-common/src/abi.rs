@@ -11,7 +11,7 @@ use crate::{address::Address, counters, flow};
 
 /// Changes with any change of a map's name, capacity, key or value below, and of what a value
 /// means: of the hash that flows are found by, of a VIP's place in the filter.
-pub const ABI_VERSION: u32 = 2;
+pub const ABI_VERSION: u32 = 3;
 
 /// How many of each thing one instance can hold.
 pub mod capacity {
@@ -34,6 +34,12 @@ pub mod capacity {
     pub const COUNTER_CHUNKS: usize = BACKENDS / COUNTERS_PER_CHUNK;
     /// Flow entries when the daemon does not say otherwise.
     pub const FLOWS: usize = 1 << 20;
+    /// Source ports of probes packed into one array element: a 64-byte line.
+    pub const PROBES_PER_LINE: usize = 32;
+    /// Elements of the array of probes: one place for each source port.
+    pub const PROBE_LINES: usize = 65_536 / PROBES_PER_LINE;
+    /// Addresses of this host that probes are sent from.
+    pub const PROBE_SOURCES: usize = 64;
 }
 
 /// Names of the maps: in the object file, and of their pins.
@@ -65,9 +71,15 @@ pub mod map {
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU array, one element: a count per [`Reason`](crate::reason::Reason).
     pub const REASONS: &str = "REASONS";
+    /// Array, mmapable, of [`ProbeLine`](super::ProbeLine): by source port, which backend a probe
+    /// is for.
+    pub const PROBES: &str = "PROBES";
+    /// Hash of the [`Address`](crate::address::Address)es of this host that probes are sent from.
+    /// The values mean nothing.
+    pub const PROBE_SOURCES: &str = "PROBE_SOURCES";
 
     /// Every map of the kernel program.
-    pub const ALL: [&str; 13] = [
+    pub const ALL: [&str; 15] = [
         SETTINGS,
         VIP_FILTER,
         VIPS,
@@ -81,6 +93,8 @@ pub mod map {
         TRAFFIC,
         EVENTS,
         REASONS,
+        PROBES,
+        PROBE_SOURCES,
     ];
 }
 
@@ -90,6 +104,11 @@ pub const BPF_F_MMAPABLE: usize = 1 << 10;
 pub const BPF_F_INNER_MAP: usize = 1 << 12;
 /// Flags of the arrays of slots in `SLOTS`.
 pub const SLOT_FLAGS: usize = BPF_F_INNER_MAP | BPF_F_MMAPABLE;
+
+/// The MAC address of the host's end of the prober's veth pair, locally administered.
+pub const PROBE_HOST_MAC: [u8; 6] = [0x02, 0x53, 0x4c, 0x50, 0x00, 0x01];
+/// The MAC address of the end in the prober's network namespace.
+pub const PROBE_PEER_MAC: [u8; 6] = [0x02, 0x53, 0x4c, 0x50, 0x00, 0x02];
 
 /// What every packet needs to know; one element. Written whole by the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -109,6 +128,10 @@ pub struct Settings {
     pub reuse_ticks: u32,
     /// The network namespace it is attached in: inode number of `/proc/self/ns/net`.
     pub network_namespace: u32,
+    /// Index of the host's end of the prober's veth pair; 0: nobody probes by way of the VIPs.
+    pub probe_interface: u32,
+    /// Zero.
+    pub reserved: u32,
     /// Identifies the object file of the attached program (first 8 bytes of its SHA-256).
     pub object_id: u64,
     /// What the hash keys and the Maglev tables derive from; shared between balancers.
@@ -162,6 +185,11 @@ pub struct Service {
 /// new flows. A plain array: Linux 6.1 takes an array of structs that comes with a description
 /// of its types for another kind than one without, and refuses it in the other's place.
 pub type SlotLine = [u16; capacity::SLOTS_PER_LINE];
+
+/// Part of the array of probes: the backend index, in host order, that the probe from a port is
+/// for; 0: there is no such probe. Port `p` stands in line `p / PROBES_PER_LINE`. A plain array,
+/// as [`SlotLine`] is.
+pub type ProbeLine = [u16; capacity::PROBES_PER_LINE];
 
 /// A backend, by index: half a cache line, all a known flow's packet needs.
 #[derive(
@@ -289,7 +317,7 @@ pub type EventsChunk = [Events; capacity::COUNTERS_PER_CHUNK];
 pub type ReasonCounts = [u64; 64];
 
 const _: () = {
-    assert!(size_of::<Settings>() == 168);
+    assert!(size_of::<Settings>() == 176);
     assert!(size_of::<VipFilter>() == 8192);
     assert!(size_of::<ServiceKey>() == 24);
     assert!(size_of::<Service>() == 32);

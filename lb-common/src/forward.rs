@@ -4,8 +4,9 @@ use crate::{
     abi::Backend,
     frame::Frame,
     parse::Segment,
+    probe,
     reason::{Class, Reason},
-    steer::Verdict,
+    steer::{Stages, Verdict},
     tables::Tables,
     wire::Macs,
 };
@@ -63,7 +64,7 @@ pub fn leave<T: Tables>(tables: &T, reason: Reason) -> Action {
 
 /// Rewrites the frame as the verdict says, and counts it.
 #[inline(always)]
-pub fn apply<F: Frame, T: Tables>(
+pub fn apply<F: Frame, T: Stages<F>>(
     frame: &mut F,
     segment: &Segment,
     tables: &T,
@@ -80,6 +81,7 @@ pub fn apply<F: Frame, T: Tables>(
             }
             None => leave(tables, Reason::Truncated),
         },
+        Verdict::Deliver => probe::hand_over(frame, segment, tables),
         Verdict::Forward { backend, index, hash } => {
             let bytes = frame.len() as u64;
             match rewrite(frame, segment, tables, backend, hash) {
@@ -93,8 +95,12 @@ pub fn apply<F: Frame, T: Tables>(
     }
 }
 
+/// Rewrites the frame for a backend.
+///
+/// # Errors
+/// The reason to drop it: `NoNextHop`, or what the method of forwarding says.
 #[inline(always)]
-fn rewrite<F: Frame, T: Tables>(
+pub fn rewrite<F: Frame, T: Tables>(
     frame: &mut F,
     segment: &Segment,
     tables: &T,

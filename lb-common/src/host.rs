@@ -40,6 +40,10 @@ pub struct HostTables {
     pub backends: Vec<Backend>,
     /// By index; 0 is none.
     pub egresses: Vec<Egress>,
+    /// By source port, the index of the backend that the probe is for.
+    pub probes: BTreeMap<u16, u16>,
+    /// Where probes come from; see [`Self::add_probe_source`].
+    pub probe_sources: Vec<Address>,
     flows: Arc<[AtomicU64]>,
     records: RefCell<BTreeMap<u32, FlowRecord>>,
     counted: RefCell<Counted>,
@@ -107,6 +111,8 @@ impl HostTables {
             services: Vec::new(),
             backends: vec![Backend::default()],
             egresses: vec![Egress::default()],
+            probes: BTreeMap::new(),
+            probe_sources: Vec::new(),
             flows: (0..flows).map(|_| AtomicU64::new(0)).collect(),
             records: RefCell::default(),
             counted: RefCell::default(),
@@ -127,10 +133,20 @@ impl HostTables {
 
     /// Adds a service that can be found; tells its index.
     pub fn add_service(&mut self, service: Service, slots: Vec<u16>) -> u16 {
-        let (word, mask) = service::filter_position(service.key.address);
-        self.filter.words[word] |= mask;
+        self.let_through(service.key.address);
         self.services.push(HostService { service, listed: true, slots });
         (self.services.len() - 1) as u16
+    }
+
+    /// Adds an address that probes are sent from.
+    pub fn add_probe_source(&mut self, address: Address) {
+        self.let_through(address);
+        self.probe_sources.push(address);
+    }
+
+    fn let_through(&mut self, address: Address) {
+        let (word, mask) = service::filter_position(address);
+        self.filter.words[word] |= mask;
     }
 
     /// Every word of the flow table.
@@ -250,6 +266,14 @@ impl Tables for HostTables {
 
     fn egress(&self, index: u16) -> Option<&Egress> {
         self.egresses.get(usize::from(index))
+    }
+
+    fn probe(&self, port: u16) -> u16 {
+        self.probes.get(&port).copied().unwrap_or(0)
+    }
+
+    fn is_probe_source(&self, address: Address) -> bool {
+        self.probe_sources.contains(&address)
     }
 
     fn count_traffic(&self, backend: u16, bytes: u64) {

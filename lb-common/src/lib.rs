@@ -23,6 +23,7 @@ pub mod hash;
 pub mod host;
 pub mod maglev;
 pub mod parse;
+pub mod probe;
 pub mod reason;
 pub mod service;
 pub mod steer;

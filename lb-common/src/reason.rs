@@ -6,7 +6,7 @@
 /// What becomes of a frame that is not forwarded.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 pub enum Class {
-    /// Left to the kernel, untouched.
+    /// Left to this host: to its kernel, untouched, or to the daemon's prober.
     Pass,
     /// Gone.
     Drop,
@@ -100,6 +100,10 @@ reasons! {
         "No backend takes this flow; the client got a RST at once.";
     BackendGone = 17, Answer, "backend_gone",
         "The flow's backend is unreachable, disabled or past its drain deadline; the client got a RST.";
+    ProbeAnswer = 18, Pass, "probe_answer",
+        "A backend's answer to one of our own health probes, handed to the prober.";
+    ProbeUndelivered = 19, Drop, "probe_undelivered",
+        "A frame of our own prober that can't be sent on: its backend is not known any more or its neighbour is not resolved. Not a frame that an interface received.";
 }
 
 #[cfg(test)]

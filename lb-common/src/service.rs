@@ -66,8 +66,19 @@ pub fn key_of(segment: &Segment) -> ServiceKey {
 /// Whether a service's identity is what a segment is addressed to.
 #[inline(always)]
 pub fn is_for(segment: &Segment, key: &ServiceKey) -> bool {
-    let (ours, theirs) = (key.address.words(), segment.destination.words());
-    u16::from_ne_bytes(key.port) == u16::from_ne_bytes(segment.ports.destination)
+    is_at(key, segment.destination, segment.ports.destination)
+}
+
+/// Whether a service's identity is where a segment comes from: its backend answers.
+#[inline(always)]
+pub fn is_from(segment: &Segment, key: &ServiceKey) -> bool {
+    is_at(key, segment.source, segment.ports.source)
+}
+
+#[inline(always)]
+fn is_at(key: &ServiceKey, address: Address, port: [u8; 2]) -> bool {
+    let (ours, theirs) = (key.address.words(), address.words());
+    u16::from_ne_bytes(key.port) == u16::from_ne_bytes(port)
         && ours[1] == theirs[1]
         && ours[0] == theirs[0]
 }

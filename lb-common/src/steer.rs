@@ -14,7 +14,8 @@ use crate::{
     forward::{self, Action},
     frame::Frame,
     hash, maglev,
-    parse::{self, Glance, Segment},
+    parse::{self, Family, Glance, Segment},
+    probe,
     reason::{Class, Reason},
     service::{self, Affinity, BackendState},
     tables::Tables,
@@ -32,6 +33,8 @@ pub enum Verdict<'t> {
         /// The flow's hash.
         hash: u64,
     },
+    /// It answers a probe of ours: the prober gets it.
+    Deliver,
     /// Its sender gets a RST.
     Reset(Reason),
     /// It is passed or dropped, as the reason's class says.
@@ -57,6 +60,13 @@ pub trait Stages<F: Frame>: Tables + Sized {
     #[inline(always)]
     fn turn(&self, turn: &Turn) -> Result<u16, Reason> {
         turn.take(self)
+    }
+
+    /// Makes of a frame whose IP header is at `l3` one for the prober; tells the index of the
+    /// interface by which it is reached. `None` if the frame can't be rewritten.
+    #[inline(always)]
+    fn deliver(&self, frame: &mut F, l3: u16, family: Family) -> Option<u32> {
+        probe::deliver(frame, l3, family, self)
     }
 }
 
@@ -90,8 +100,10 @@ fn forward<F: Frame, T: Stages<F>>(
     forward::apply(frame, segment, tables, verdict)
 }
 
+/// Whether the filter lets an address through: a VIP, one that probes are sent from, or one that
+/// shares the bit of such.
 #[inline(always)]
-fn may_be_vip<T: Tables>(tables: &T, address: Address) -> bool {
+pub(crate) fn may_be_vip<T: Tables>(tables: &T, address: Address) -> bool {
     let (word, mask) = service::filter_position(address);
     tables.filter_word(word) & mask != 0
 }
@@ -103,11 +115,14 @@ fn may_be_vip<T: Tables>(tables: &T, address: Address) -> bool {
 #[inline(always)]
 pub fn odd_segment<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Segment, Reason> {
     let found = parse::segment(frame, |address| may_be_vip(tables, address));
-    found.map_err(|reason| match (reason.class(), parse::locate(frame)) {
-        (Class::Pass, _) => reason,
-        (Class::Drop | Class::Answer, Ok(located)) if tables.is_vip(located.destination) => reason,
-        // Not ours: its address only shares a VIP's bit in the filter.
-        (Class::Drop | Class::Answer, _) => Reason::NotVip,
+    found.map_err(|reason| match reason {
+        // Nobody says of what address, or the filter has told.
+        Reason::NotIp | Reason::Runt | Reason::NotVip => reason,
+        _ => match parse::locate(frame) {
+            Ok(located) if tables.is_vip(located.destination) => reason,
+            // This host's own, or its address only shares a VIP's bit in the filter.
+            _ => Reason::NotVip,
+        },
     })
 }
 
@@ -138,6 +153,7 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
             Some(backend) => Verdict::Forward { backend, index, hash },
             None => refuse(segment.flags, Reason::NoBackend),
         },
+        Err(Reason::ProbeAnswer) => Verdict::Deliver,
         Err(reason) => refuse(segment.flags, reason),
     }
 }
@@ -245,7 +261,9 @@ impl Turn {
         };
 
         let key = service::key_of(&self.segment);
-        let service_index = tables.service_index(&key).ok_or(Reason::NotService)?;
+        let Some(service_index) = tables.service_index(&key) else {
+            return Err(self.unserved(tables, settings));
+        };
         let service = tables.service(service_index).ok_or(Reason::NotService)?;
         let backend = tables.slot(service_index, self.slot(service, settings));
         match tables.backend(backend).map(|b| BackendState::from_number(b.state)) {
@@ -275,6 +293,18 @@ impl Turn {
             None => tables.count_event(backend, Event::Untracked),
         }
         Ok(backend)
+    }
+
+    /// Why a segment that no service is for is left to this host.
+    #[inline(always)]
+    fn unserved<T: Tables>(&self, tables: &T, settings: &Settings) -> Reason {
+        if probe::is_answer(&self.segment, tables, settings) {
+            Reason::ProbeAnswer
+        } else if tables.is_vip(self.segment.destination) {
+            Reason::NotService
+        } else {
+            Reason::NotVip
+        }
     }
 
     #[inline(always)]

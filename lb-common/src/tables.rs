@@ -45,6 +45,12 @@ pub trait Tables {
     /// A way out by index.
     fn egress(&self, index: u16) -> Option<&Egress>;
 
+    /// The backend index that the probe from this source port is for; 0: there is no such probe.
+    fn probe(&self, port: u16) -> u16;
+
+    /// Whether probes are sent from this address of ours.
+    fn is_probe_source(&self, address: Address) -> bool;
+
     /// Counts a forwarded frame.
     fn count_traffic(&self, backend: u16, bytes: u64);
 

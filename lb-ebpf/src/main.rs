@@ -10,8 +10,8 @@ mod maps;
 mod stages;
 mod tables;
 
-use aya_ebpf::{macros::xdp, programs::XdpContext};
-use lb_common::steer;
+use aya_ebpf::{bindings::xdp_action, macros::xdp, programs::XdpContext};
+use lb_common::{probe, steer};
 
 use crate::{frame::XdpFrame, tables::Kernel};
 
@@ -19,6 +19,25 @@ use crate::{frame::XdpFrame, tables::Kernel};
 #[xdp]
 pub fn sluice(ctx: XdpContext) -> u32 {
     emit::emit(steer::process(&mut XdpFrame::new(&ctx), &Kernel, tables::jiffies()))
+}
+
+/// Attached to the host's end of the prober's veth pair: health probes on their way out.
+#[xdp]
+pub fn probe(ctx: XdpContext) -> u32 {
+    emit::emit(probe::send(&mut XdpFrame::new(&ctx), &Kernel))
+}
+
+/// Attached where no clients' frames arrive but answers to health probes do.
+#[xdp]
+pub fn answers(ctx: XdpContext) -> u32 {
+    emit::emit(probe::collect(&mut XdpFrame::new(&ctx), &Kernel))
+}
+
+/// Attached to the prober's end of the pair: a veth takes redirected frames only if there is a
+/// program on its peer.
+#[xdp]
+pub fn pass(_ctx: XdpContext) -> u32 {
+    xdp_action::XDP_PASS
 }
 
 /// Never attached: the daemon runs it with `BPF_PROG_TEST_RUN` to read the kernel's jiffies

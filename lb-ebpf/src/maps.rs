@@ -6,8 +6,8 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        BPF_F_MMAPABLE, Backend, Egress, EventsChunk, FlowRecord, ReasonCounts, SLOT_FLAGS,
-        Service, ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, capacity,
+        BPF_F_MMAPABLE, Backend, Egress, EventsChunk, FlowRecord, ProbeLine, ReasonCounts,
+        SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, capacity,
     },
     address::Address,
     flow::{GROUP, Group},
@@ -57,3 +57,9 @@ pub static EVENTS: PerCpuArray<EventsChunk, { capacity::COUNTER_CHUNKS }> = PerC
 
 #[btf_map]
 pub static REASONS: PerCpuArray<ReasonCounts, 1> = PerCpuArray::new();
+
+#[btf_map]
+pub static PROBES: Array<ProbeLine, { capacity::PROBE_LINES }, BPF_F_MMAPABLE> = Array::new();
+
+#[btf_map]
+pub static PROBE_SOURCES: HashMap<Address, u32, { capacity::PROBE_SOURCES }> = HashMap::new();

@@ -6,7 +6,8 @@
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
-    parse::Segment,
+    parse::{Family, Segment},
+    probe,
     reason::Reason,
     steer::{self, Stages, Turn},
 };
@@ -31,6 +32,14 @@ impl Stages<XdpFrame> for Kernel {
     fn turn(&self, turn: &Turn) -> Result<u16, Reason> {
         from_word(self::turn(turn))
     }
+
+    #[inline(always)]
+    fn deliver(&self, frame: &mut XdpFrame, l3: u16, family: Family) -> Option<u32> {
+        match self::deliver(frame.ctx, l3, matches!(family, Family::Ipv6)) {
+            0 => None,
+            interface => Some(interface as u32),
+        }
+    }
 }
 
 #[unsafe(no_mangle)]
@@ -54,6 +63,14 @@ extern "C" fn turn(turn: *const Turn) -> u64 {
         Some(turn) => turn.take(&Kernel),
         None => Err(Reason::NotReady),
     })
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn deliver(ctx: *mut xdp_md, l3: u16, is_ipv6: bool) -> u64 {
+    let family = if is_ipv6 { Family::Ipv6 } else { Family::Ipv4 };
+    let mut frame = XdpFrame::new(&XdpContext::new(ctx));
+    u64::from(probe::deliver(&mut frame, l3, family, &Kernel).unwrap_or(0))
 }
 
 /// Set in a word that holds a reason.

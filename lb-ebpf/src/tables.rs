@@ -131,6 +131,21 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn probe(&self, port: u16) -> u16 {
+        let per_line = capacity::PROBES_PER_LINE as u16;
+        match maps::PROBES.get(u32::from(port / per_line)) {
+            Some(line) => line[usize::from(port % per_line)],
+            None => 0,
+        }
+    }
+
+    #[inline(always)]
+    fn is_probe_source(&self, address: Address) -> bool {
+        // SAFETY: only the pointer counts, the value is not read.
+        unsafe { maps::PROBE_SOURCES.get(address) }.is_some()
+    }
+
+    #[inline(always)]
     fn count_traffic(&self, backend: u16, bytes: u64) {
         let backend = usize::from(backend);
         let per_chunk = capacity::COUNTERS_PER_CHUNK;

@@ -17,8 +17,10 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, Egress, EventsChunk, FlowRecord, ReasonCounts, SLOT_FLAGS, Service, ServiceKey,
-        Settings, SlotLine, Traffic, TrafficChunk, VipFilter, capacity::SLOTS_PER_LINE, map,
+        Backend, Egress, EventsChunk, FlowRecord, ProbeLine, ReasonCounts, SLOT_FLAGS, Service,
+        ServiceKey, Settings, SlotLine, Traffic, TrafficChunk, VipFilter,
+        capacity::{PROBES_PER_LINE, SLOTS_PER_LINE},
+        map,
     },
     address::Address,
     counters::Event,
@@ -26,15 +28,46 @@ use lb_common::{
     forward::Action,
     frame::HostFrame,
     host::{Counted, HostTables},
+    probe,
     reason::Reason,
+    steer,
 };
-use lb_userspace::datapath::{Mapping, OBJECT, Raw};
+use lb_userspace::datapath::{ANSWERS, Mapping, OBJECT, PROBE, Raw};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::lab;
 
-/// Name of the program in the object.
-const PROGRAM: &str = "sluice";
+/// A program of the object.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Program {
+    /// Clients' frames.
+    Sluice,
+    /// Probes on their way out.
+    Probe,
+    /// Answers to them, where no clients' frames arrive.
+    Answers,
+}
+
+impl Program {
+    const ALL: [Self; 3] = [Self::Sluice, Self::Probe, Self::Answers];
+
+    const fn name(self) -> &'static str {
+        match self {
+            Self::Sluice => "sluice",
+            Self::Probe => PROBE,
+            Self::Answers => ANSWERS,
+        }
+    }
+
+    /// What the host build makes of a frame.
+    pub fn on_host(self, frame: &mut HostFrame, tables: &HostTables) -> Answer {
+        Answer::from(match self {
+            Self::Sluice => steer::process(frame, tables, 0),
+            Self::Probe => probe::send(frame, tables),
+            Self::Answers => probe::collect(frame, tables),
+        })
+    }
+}
 
 /// What the program answered (`enum xdp_action` in `linux/bpf.h`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -95,6 +128,8 @@ pub struct Kernel {
     traffic: PerCpuArray<MapData, Raw<TrafficChunk>>,
     events: PerCpuArray<MapData, Raw<EventsChunk>>,
     reasons: PerCpuArray<MapData, Raw<ReasonCounts>>,
+    probes: Array<MapData, Raw<ProbeLine>>,
+    probe_sources: HashMap<MapData, Raw<Address>, u32>,
     flows: Mapping,
     records: Mapping,
     /// What stands in `SLOTS`: each write there waits until no CPU reads the old table
@@ -123,11 +158,13 @@ impl Kernel {
             .map_max_entries(map::FLOW_RECORDS, flows as u32)
             .load(OBJECT)
             .context("load the object")?;
-        let program: &mut Xdp = object
-            .program_mut(PROGRAM)
-            .with_context(|| format!("the object has no program {PROGRAM}"))?
-            .try_into()?;
-        program.load().with_context(|| format!("load program {PROGRAM}"))?;
+        for name in Program::ALL.map(Program::name) {
+            let program: &mut Xdp = object
+                .program_mut(name)
+                .with_context(|| format!("the object has no program {name}"))?
+                .try_into()?;
+            program.load().with_context(|| format!("load program {name}"))?;
+        }
         macro_rules! take {
             ($name:expr) => {
                 object
@@ -152,6 +189,8 @@ impl Kernel {
             traffic: take!(map::TRAFFIC),
             events: take!(map::EVENTS),
             reasons: take!(map::REASONS),
+            probes: take!(map::PROBES),
+            probe_sources: take!(map::PROBE_SOURCES),
             flows: Mapping::writable(words.map().fd().as_fd(), flows * 8).context("map FLOWS")?,
             records: Mapping::readable(records.map().fd().as_fd(), record_bytes)
                 .context("map FLOW_RECORDS")?,
@@ -185,6 +224,23 @@ impl Kernel {
             if service.listed {
                 self.service_index.insert(Raw(key), index, 0).context("write SERVICE_INDEX")?;
             }
+        }
+        for (line, ports) in (0..=u16::MAX).collect::<Vec<_>>().chunks(PROBES_PER_LINE).enumerate()
+        {
+            let mut places = [0; PROBES_PER_LINE];
+            for (place, port) in places.iter_mut().zip(ports) {
+                *place = tables.probes.get(port).copied().unwrap_or(0);
+            }
+            let line = line as u32;
+            if self.probes.get(&line, 0).context("read PROBES")?.0 != places {
+                self.probes.set(line, Raw(places), 0).context("write PROBES")?;
+            }
+        }
+        for key in self.probe_sources.keys().collect::<Result<Vec<_>, _>>()? {
+            self.probe_sources.remove(&key)?;
+        }
+        for source in &tables.probe_sources {
+            self.probe_sources.insert(Raw(*source), 0, 0).context("write PROBE_SOURCES")?;
         }
         set_all(&mut self.backends, &tables.backends).context("write BACKENDS")?;
         set_all(&mut self.egresses, &tables.egresses).context("write EGRESSES")?;
@@ -224,6 +280,14 @@ impl Kernel {
     ///
     /// [`takes_little_headroom`]: Self::takes_little_headroom
     pub fn run(&self, frame: &HostFrame) -> Result<(Answer, HostFrame)> {
+        self.run_through(Program::Sluice, frame)
+    }
+
+    /// The same for another program.
+    ///
+    /// # Errors
+    /// See [`run`](Self::run).
+    pub fn run_through(&self, program: Program, frame: &HostFrame) -> Result<(Answer, HostFrame)> {
         // Headroom can't be chosen, but metadata takes of it (`bpf_prog_test_run_xdp`).
         let metadata = HostFrame::HEADROOM.saturating_sub(frame.headroom);
         let data_in = [&vec![0; metadata], &frame.bytes[..]].concat();
@@ -233,7 +297,7 @@ impl Kernel {
         let context = [metadata as u32, data_in.len() as u32, 0, frame.interface, 0, 0];
         let special = metadata != 0 || frame.interface != LOOPBACK;
         let result = self
-            .program()?
+            .program(program)?
             .test_run(TestRunOptions {
                 data_in: Some(&data_in),
                 data_out: Some(&mut data_out),
@@ -268,13 +332,14 @@ impl Kernel {
     /// If the kernel does not take the frame.
     pub fn send(&self, frame: &[u8]) -> Result<Answer> {
         let result = self
-            .program()?
+            .program(Program::Sluice)?
             .test_run(TestRunOptions { data_in: Some(frame), ..TestRunOptions::default() })?;
         Answer::from_number(result.return_value)
     }
 
-    fn program(&self) -> Result<&Xdp> {
-        let program = self.object.program(PROGRAM).context("it was there when it was loaded")?;
+    fn program(&self, program: Program) -> Result<&Xdp> {
+        let program =
+            self.object.program(program.name()).context("it was there when it was loaded")?;
         Ok(program.try_into()?)
     }
 

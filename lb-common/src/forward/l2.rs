@@ -7,7 +7,7 @@ use crate::{frame::Frame, wire::Macs};
 /// Both addresses as words: arrays of six bytes would be written byte by byte.
 #[derive(Clone, Copy, IntoBytes, Immutable)]
 #[repr(C, packed)]
-pub(super) struct Words {
+pub(crate) struct Words {
     first: u64,
     second: u32,
 }

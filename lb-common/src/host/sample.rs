@@ -36,6 +36,8 @@ pub const ROUTER_MAC: [u8; 6] = [2, 0, 0, 0, 0, 0xfe];
 pub const BALANCER_V4: [u8; 4] = [198, 18, 0, 1];
 /// The balancer's address: outer source of IPv6 tunnels.
 pub const BALANCER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1);
+/// The host's end of the prober's veth pair.
+pub const PROBE_INTERFACE: u32 = 3;
 /// MTU of the backends' routes.
 pub const MTU: u16 = 1500;
 
@@ -174,6 +176,20 @@ pub const fn backend_address(backend: u16, family: Family) -> IpAddr {
     }
 }
 
+/// The source port of a backend's probe.
+pub const fn probe_port(backend: u16) -> u16 {
+    50_000 + backend
+}
+
+/// Where a backend's probe comes from.
+pub fn prober(backend: u16, family: Family) -> SocketAddr {
+    let address = match family {
+        Family::Ipv4 => IpAddr::from(BALANCER_V4),
+        Family::Ipv6 => IpAddr::V6(BALANCER_V6),
+    };
+    SocketAddr::new(address, probe_port(backend))
+}
+
 /// The key of a service.
 pub fn key(vip: SocketAddr) -> ServiceKey {
     ServiceKey {
@@ -208,6 +224,11 @@ pub fn tables(flows: usize) -> HostTables {
             add_service(&mut tables, purpose, family);
         }
     }
+    tables.settings.probe_interface = PROBE_INTERFACE;
+    for family in FAMILIES {
+        tables.add_probe_source(prober(0, family).ip().into());
+    }
+    tables.probes = (1..tables.backends.len() as u16).map(|i| (probe_port(i), i)).collect();
     tables
 }
 

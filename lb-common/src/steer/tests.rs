@@ -48,6 +48,7 @@ fn send(tables: &HostTables, frame: &ClientFrame, tick: u64) -> Said {
             Said::To(index)
         }
         Verdict::Reset(reason) => Said::Reset(reason),
+        Verdict::Deliver => Said::Leave(Reason::ProbeAnswer),
         Verdict::Leave(reason) => Said::Leave(reason),
     }
 }

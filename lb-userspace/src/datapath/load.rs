@@ -18,7 +18,7 @@ use lb_common::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{CLOCK, PROGRAM, Raw, diagnose, pins::Pins};
+use super::{PROGRAMS, Raw, diagnose, pins::Pins};
 
 /// Identifies an object file.
 pub(super) fn object_id(object: &[u8]) -> u64 {
@@ -40,7 +40,7 @@ pub(super) fn load(pins: &Pins, object: &[u8], flow_capacity: u32) -> Result<()>
         loader.map_pin_path(name, pins.map(name));
     }
     let mut object = loader.load(object).map_err(diagnose::load_error)?;
-    for name in [PROGRAM, CLOCK] {
+    for name in PROGRAMS {
         pin_program(load_program(&mut object, name)?, pins, name)?;
     }
     Ok(())
@@ -53,7 +53,7 @@ pub(super) fn beside(pins: &Pins, object: &[u8]) -> Result<Ebpf> {
         loader.map_pin_path(name, pins.map(name));
     }
     let mut object = loader.load(object).map_err(diagnose::load_error)?;
-    for name in [PROGRAM, CLOCK] {
+    for name in PROGRAMS {
         load_program(&mut object, name)?;
     }
     Ok(object)

@@ -17,15 +17,15 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, Egress, EventsChunk, FlowRecord, ReasonCounts, Service, ServiceKey,
-        Settings, SlotLine, TrafficChunk, VipFilter, map,
+        self, Backend, Egress, EventsChunk, FlowRecord, ProbeLine, ReasonCounts, Service,
+        ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, map,
     },
     address::Address,
     flow::Group,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{batch, memory::Mapping, pins::Pins};
+use super::{batch, memory::Mapping, pins::Pins, probes::Probes};
 
 /// A map type of `lb_common::abi`, as aya takes it.
 #[derive(Clone, Copy)]
@@ -56,6 +56,8 @@ pub struct Maps {
     traffic: PerCpu<TrafficChunk>,
     events: PerCpu<EventsChunk>,
     reasons: PerCpu<ReasonCounts>,
+    probes: Table<ProbeLine>,
+    probe_sources: HashMap<MapData, Raw<Address>, u32>,
 }
 
 impl Maps {
@@ -95,6 +97,8 @@ impl Maps {
             traffic: open!(map::TRAFFIC),
             events: open!(map::EVENTS),
             reasons: open!(map::REASONS),
+            probes: open!(map::PROBES),
+            probe_sources: open!(map::PROBE_SOURCES),
         })
     }
 
@@ -130,11 +134,30 @@ impl Maps {
 
     /// All VIPs.
     pub fn vips(&self) -> Result<BTreeSet<IpAddr>> {
-        self.vips
-            .keys()
-            .map(|key| key.map(|Raw(vip)| vip.into()))
-            .collect::<Result<_, _>>()
-            .context("read VIPS")
+        addresses(&self.vips).context("read VIPS")
+    }
+
+    /// Adds an address that probes are sent from.
+    pub fn add_probe_source(&mut self, source: Address) -> Result<()> {
+        self.probe_sources.insert(Raw(source), 0, 0).context("write PROBE_SOURCES")
+    }
+
+    /// Takes one away.
+    pub fn remove_probe_source(&mut self, source: Address) -> Result<()> {
+        self.probe_sources.remove(&Raw(source)).context("delete from PROBE_SOURCES")
+    }
+
+    /// The addresses that probes are sent from.
+    pub fn probe_sources(&self) -> Result<BTreeSet<IpAddr>> {
+        addresses(&self.probe_sources).context("read PROBE_SOURCES")
+    }
+
+    /// The probes under way, by source port; what another daemon has left is forgotten.
+    ///
+    /// # Errors
+    /// If the kernel does not map the array.
+    pub fn probes(&self) -> Result<Probes> {
+        Probes::map(fd(self.probes.map()))
     }
 
     /// Every service that can be found by its key, with its index.
@@ -306,6 +329,10 @@ fn pinned(pins: &Pins, name: &str) -> Result<Map> {
     MapData::from_pin(&path)
         .and_then(Map::from_map_data)
         .with_context(|| format!("open {}", path.display()))
+}
+
+fn addresses(map: &HashMap<MapData, Raw<Address>, u32>) -> Result<BTreeSet<IpAddr>, MapError> {
+    map.keys().map(|key| key.map(|Raw(address)| address.into())).collect()
 }
 
 fn fd(map: &MapData) -> BorrowedFd<'_> {

@@ -15,6 +15,7 @@ pub(crate) mod load;
 mod maps;
 mod memory;
 mod pins;
+mod probes;
 pub mod upgrade;
 
 use std::sync::{Mutex, PoisonError};
@@ -33,6 +34,7 @@ pub use self::{
     maps::{Maps, Raw},
     memory::Mapping,
     pins::Pins,
+    probes::Probes,
 };
 use crate::{
     instance::Instance,
@@ -47,6 +49,15 @@ pub static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), 
 pub(crate) const PROGRAM: &str = "sluice";
 /// Name of the program that tells the time.
 pub(crate) const CLOCK: &str = "clock";
+/// Name of the program that forwards health probes: for the host's end of the prober's veth pair.
+pub const PROBE: &str = "probe";
+/// Name of the program that finds answers to health probes: for interfaces that lead to backends
+/// but where no clients' frames arrive.
+pub const ANSWERS: &str = "answers";
+/// Name of the program that lets everything through: for the prober's end of the pair.
+pub const PASS: &str = "pass";
+/// Every program, in the order in which they are loaded.
+pub(crate) const PROGRAMS: [&str; 5] = [PROGRAM, CLOCK, PROBE, ANSWERS, PASS];
 
 /// Programs and maps of one instance.
 pub struct Datapath {
@@ -97,7 +108,10 @@ impl Datapath {
         }
         let maps = Maps::pinned(&pins).with_context(|| damaged(&pins))?;
         let settings = maps.settings()?;
-        Self::assemble(pins, maps, settings).map(Some)
+        let mut datapath = Self::assemble(pins, maps, settings)?;
+        // The prober of the daemon before has ended with it.
+        datapath.set_probe_interface(0)?;
+        Ok(Some(datapath))
     }
 
     /// Whether the running program is not this build's.
@@ -133,6 +147,8 @@ impl Datapath {
             idle_ticks: timing.idle_ticks,
             reuse_ticks: timing.reuse_ticks,
             network_namespace: network_namespace()?,
+            probe_interface: 0,
+            reserved: 0,
             object_id: load::object_id(OBJECT),
             seed: seed.bytes(),
             hash_keys: seed.hash_keys(),
@@ -213,13 +229,36 @@ impl Datapath {
         let Settings { hz, tick_shift, .. } = self.settings;
         let fitting = Timing::from_hz(hz, longest).tick_shift <= tick_shift;
         let idle_ticks = clock::idle_ticks(longest, hz, tick_shift);
-        if idle_ticks != self.settings.idle_ticks {
+        self.change(Settings { idle_ticks, ..self.settings })?;
+        Ok(fitting)
+    }
+
+    /// From now on probes are sent by way of the VIPs: answers to them go out of the interface
+    /// with this index, the host's end of the prober's veth pair. 0: no more.
+    ///
+    /// # Errors
+    /// If the kernel refuses the write.
+    pub fn set_probe_interface(&mut self, index: u32) -> Result<()> {
+        self.change(Settings { probe_interface: index, ..self.settings })
+    }
+
+    /// Writes other settings, if they are others.
+    fn change(&mut self, settings: Settings) -> Result<()> {
+        if settings != self.settings {
             let Settings { object_id, .. } = self.maps.settings()?;
-            let settings = Settings { idle_ticks, object_id, ..self.settings };
+            let settings = Settings { object_id, ..settings };
             self.maps.set_settings(&settings)?;
             self.settings = settings;
         }
-        Ok(fitting)
+        Ok(())
+    }
+
+    /// One of the pinned programs, to be attached: [`PROBE`], [`ANSWERS`] or [`PASS`].
+    ///
+    /// # Errors
+    /// If it is not there.
+    pub fn program(&self, name: &str) -> Result<Xdp> {
+        load::pinned_program(&self.pins, name)
     }
 
     /// Writes the settings again if they are not what we wrote; tells whether they were. Which

@@ -56,7 +56,7 @@ use self::{
     rehearse::{Difference, Rehearsed, Scenery, rehearse},
     watch::{Sample, Window, Worse, judge},
 };
-use super::{CLOCK, Maps, OBJECT, PROGRAM, clock, load, network_namespace, pins::Pins};
+use super::{CLOCK, Maps, OBJECT, PROGRAM, PROGRAMS, clock, load, network_namespace, pins::Pins};
 use crate::instance::Instance;
 
 /// The pin of the program before, while the one after it is watched.
@@ -248,7 +248,9 @@ fn replace(
             return Err(error.context("watch the new program (the old one runs again)"));
         }
     }
-    load::pin_program(load::program(&mut candidate, CLOCK)?, pins, CLOCK)?;
+    for name in PROGRAMS.into_iter().filter(|name| *name != PROGRAM) {
+        load::pin_program(load::program(&mut candidate, name)?, pins, name)?;
+    }
     // In this order: dead in between, the next one finds the new program under the old name, and
     // upgrades it to itself.
     pins.remove_program(BEFORE)?;

@@ -1,8 +1,8 @@
 //! What the daemon knows: what is wanted, what the maps hold, what was last seen.
 
 use std::{
-    collections::{HashMap, HashSet},
-    net::SocketAddr,
+    collections::{BTreeSet, HashMap, HashSet},
+    net::{IpAddr, SocketAddr},
     time::{Instant, SystemTime},
 };
 
@@ -43,6 +43,8 @@ pub struct State {
     pub image: Image,
     /// Where the backends are.
     pub next_hops: Snapshot,
+    /// Our own addresses, from which probes are sent by way of the VIPs.
+    pub probe_sources: BTreeSet<IpAddr>,
     /// The last pass over the flow table.
     pub sweep: Sweep,
     /// The interfaces as last seen.
@@ -103,6 +105,7 @@ impl State {
             datapath,
             image,
             next_hops: Snapshot::default(),
+            probe_sources: BTreeSet::new(),
             sweep: Sweep::default(),
             interfaces: Vec::new(),
             reconcile_error: None,
@@ -126,7 +129,7 @@ impl State {
         let wanted = reconcile::wanted(&self.desired, &self.next_hops, &self.datapath.seed());
         let sweep_is_newer = self.swept.is_some_and(|swept| swept > self.changed);
         let is_idle = |index: u16| sweep_is_newer && self.sweep.entries[usize::from(index)] == 0;
-        let writes = reconcile::plan(&self.image, &wanted, is_idle)?;
+        let writes = reconcile::plan(&self.image, &wanted, &self.probe_sources, is_idle)?;
         if writes.is_empty() {
             return Ok(());
         }

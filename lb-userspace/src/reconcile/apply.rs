@@ -59,6 +59,8 @@ fn write_one(write: &Write, maps: &mut Maps) -> Result<()> {
         Write::Unlist(key, _) => maps.remove_service_index(key),
         Write::AddVip(vip) => maps.add_vip((*vip).into()),
         Write::RemoveVip(vip) => maps.remove_vip((*vip).into()),
+        Write::AddProbeSource(source) => maps.add_probe_source((*source).into()),
+        Write::RemoveProbeSource(source) => maps.remove_probe_source((*source).into()),
         Write::Filter(words) => maps.set_filter(&filter(words)),
         Write::Orphan(_) => Ok(()),
         Write::RemoveService(index) => maps.set_service(u32::from(*index), &Service::default()),
@@ -108,6 +110,7 @@ fn write_tables(writes: &[Write], maps: &mut Maps, image: &mut Image) -> Result<
 pub fn read(maps: &Maps) -> Result<Image> {
     let mut image = Image {
         vips: maps.vips()?,
+        probe_sources: maps.probe_sources()?,
         filter: Some(maps.filter()?.words.to_vec()),
         ..Image::default()
     };
@@ -148,6 +151,7 @@ pub fn look(maps: &Maps, image: &Image, closely: Range<u16>) -> Result<Image> {
     let listed = maps.service_index()?;
     let mut seen = Image {
         vips: maps.vips()?,
+        probe_sources: maps.probe_sources()?,
         filter: Some(maps.filter()?.words.to_vec()),
         ..Image::default()
     };

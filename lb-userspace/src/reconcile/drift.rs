@@ -38,6 +38,9 @@ pub fn repairs(image: &Image, seen: &Image) -> Vec<Write> {
     }
     doors.extend(image.vips.difference(&seen.vips).map(|vip| Write::AddVip(*vip)));
     doors.extend(seen.vips.difference(&image.vips).map(|vip| Write::RemoveVip(*vip)));
+    let sources = (&image.probe_sources, &seen.probe_sources);
+    doors.extend(sources.0.difference(sources.1).map(|source| Write::AddProbeSource(*source)));
+    doors.extend(sources.1.difference(sources.0).map(|source| Write::RemoveProbeSource(*source)));
     if let Some(words) = &image.filter
         && seen.filter.as_ref() != Some(words)
     {
@@ -60,6 +63,9 @@ pub fn describe(write: &Write) -> String {
         Write::Slots { service, .. } => format!("SLOTS {service}"),
         Write::List(key, _) | Write::Unlist(key, _) => format!("SERVICE_INDEX {}", vip(key)),
         Write::AddVip(vip) | Write::RemoveVip(vip) => format!("VIPS {vip}"),
+        Write::AddProbeSource(source) | Write::RemoveProbeSource(source) => {
+            format!("PROBE_SOURCES {source}")
+        }
         Write::Filter(_) => "VIP_FILTER".to_owned(),
         Write::ClearCounters(index)
         | Write::Orphan(index)
@@ -101,6 +107,7 @@ mod tests {
             backends: BTreeMap::from([(1, backend)]),
             egresses: BTreeMap::from([(1, egress)]),
             vips: [[203, 0, 113, 10].into()].into(),
+            probe_sources: [[198, 18, 0, 1].into()].into(),
             filter: Some(vec![1, 2]),
             ..Image::default()
         }
@@ -114,7 +121,7 @@ mod tests {
     #[test]
     fn each_loss_is_mended_by_one_write() {
         type Loss = fn(&mut Image);
-        let cases: [(Loss, &str); 9] = [
+        let cases: [(Loss, &str); 11] = [
             (|seen| seen.egresses.clear(), "EGRESSES 1"),
             (|seen| seen.backends.clear(), "BACKENDS 1 (10.0.0.1)"),
             (|seen| service(seen).service.slots = 0, "SERVICES 0 (203.0.113.10:80)"),
@@ -123,6 +130,11 @@ mod tests {
             (|seen| service(seen).listed = false, "SERVICE_INDEX 203.0.113.10:80"),
             (|seen| seen.vips.clear(), "VIPS 203.0.113.10"),
             (|seen| seen.vips.extend([IpAddr::from([9, 9, 9, 9])]), "VIPS 9.9.9.9"),
+            (|seen| seen.probe_sources.clear(), "PROBE_SOURCES 198.18.0.1"),
+            (
+                |seen| seen.probe_sources.extend([IpAddr::from([9, 9, 9, 9])]),
+                "PROBE_SOURCES 9.9.9.9",
+            ),
             (|seen| seen.filter = None, "VIP_FILTER"),
         ];
         for (lose, expected) in cases {
@@ -139,7 +151,7 @@ mod tests {
         let named: Vec<String> = repairs.iter().map(describe).collect();
         assert_eq!(named[0], "EGRESSES 1");
         assert_eq!(named[named.len() - 1], "VIP_FILTER");
-        assert_eq!(named.len(), 7);
+        assert_eq!(named.len(), 8);
     }
 
     fn service(seen: &mut Image) -> &mut ServiceImage {

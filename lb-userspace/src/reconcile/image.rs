@@ -26,7 +26,9 @@ pub struct Image {
     pub egresses: BTreeMap<u16, Egress>,
     /// The VIPs.
     pub vips: BTreeSet<IpAddr>,
-    /// The words of the filter that lets them through; `None`: not known.
+    /// Our own addresses, from which probes are sent.
+    pub probe_sources: BTreeSet<IpAddr>,
+    /// The words of the filter that lets all of them through; `None`: not known.
     pub filter: Option<Vec<u64>>,
 }
 
@@ -73,6 +75,12 @@ impl Image {
             Write::RemoveVip(vip) => {
                 self.vips.remove(vip);
             }
+            Write::AddProbeSource(source) => {
+                self.probe_sources.insert(*source);
+            }
+            Write::RemoveProbeSource(source) => {
+                self.probe_sources.remove(source);
+            }
             Write::Filter(words) => self.filter = Some(words.clone()),
             Write::Orphan(index) => {
                 self.orphans.insert(*index);
@@ -94,11 +102,11 @@ impl Image {
     }
 }
 
-/// The filter that lets these VIPs through.
-pub(super) fn filter_words(vips: &BTreeSet<IpAddr>) -> Vec<u64> {
+/// The filter that lets these addresses through.
+pub(super) fn filter_words<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> Vec<u64> {
     let mut words = vec![0; FILTER_WORDS];
-    for vip in vips {
-        let (word, mask) = filter_position((*vip).into());
+    for address in addresses {
+        let (word, mask) = filter_position((*address).into());
         words[word] |= mask;
     }
     words

@@ -47,6 +47,10 @@ pub enum Write {
     AddVip(IpAddr),
     /// It no longer is.
     RemoveVip(IpAddr),
+    /// Probes are sent from this address of ours.
+    AddProbeSource(IpAddr),
+    /// They no longer are.
+    RemoveProbeSource(IpAddr),
     /// The words of the VIP filter.
     Filter(Vec<u64>),
     /// Nobody wants this backend any more; it stays until its last flow has ended.
@@ -57,14 +61,15 @@ pub enum Write {
     RemoveBackend(u16),
 }
 
-/// Plans the way from `image` to `wanted`. `is_idle` tells of an orphan whether its last flow
-/// has ended.
+/// Plans the way from `image` to `wanted`, with probes sent from `probe_sources`. `is_idle` tells
+/// of an orphan whether its last flow has ended.
 ///
 /// # Errors
 /// If there are more things than the maps hold.
 pub fn plan(
     image: &Image,
     wanted: &[WantedService],
+    probe_sources: &BTreeSet<IpAddr>,
     is_idle: impl Fn(u16) -> bool,
 ) -> Result<Vec<Write>> {
     let mut planner = Planner::new(image);
@@ -72,8 +77,9 @@ pub fn plan(
     for service in wanted {
         wanted_indices.insert(planner.service(service)?);
     }
-    planner.vips();
+    planner.addresses(probe_sources);
     planner.unwanted(&wanted_indices, is_idle);
+    planner.addresses(probe_sources);
     Ok(planner.writes.into_iter().flatten().collect())
 }
 
@@ -235,7 +241,8 @@ impl Planner {
         Ok(index)
     }
 
-    fn vips(&mut self) {
+    /// Those that frames for us are addressed to.
+    fn addresses(&mut self, probe_sources: &BTreeSet<IpAddr>) {
         let vips: BTreeSet<IpAddr> =
             self.image.services.values().map(|image| image.service.key.address.into()).collect();
         for vip in vips.difference(&self.image.vips.clone()) {
@@ -244,7 +251,13 @@ impl Planner {
         for vip in self.image.vips.clone().difference(&vips) {
             self.write(Stage::Doors, Write::RemoveVip(*vip));
         }
-        let words = filter_words(&vips);
+        for source in probe_sources.difference(&self.image.probe_sources.clone()) {
+            self.write(Stage::Doors, Write::AddProbeSource(*source));
+        }
+        for source in self.image.probe_sources.clone().difference(probe_sources) {
+            self.write(Stage::Doors, Write::RemoveProbeSource(*source));
+        }
+        let words = filter_words(vips.union(probe_sources));
         if self.image.filter.as_ref() != Some(&words) {
             self.write(Stage::Doors, Write::Filter(words));
         }
@@ -275,7 +288,6 @@ impl Planner {
                 self.write(Stage::Doors, Write::RemoveService(index));
             }
         }
-        self.vips();
     }
 }
 

@@ -1,7 +1,7 @@
 //! Instances of Sluice to be measured: loaded and written as the daemon does it, in each of the
 //! scenes that the cases play in.
 
-use std::{iter, process};
+use std::{collections::BTreeSet, iter, process};
 
 use anyhow::{Context, Result, ensure};
 use aya::programs::{ProgramFd, ProgramInfo};
@@ -179,7 +179,7 @@ impl Balancer {
     }
 
     fn write(&mut self) -> Result<()> {
-        let writes = reconcile::plan(&self.image, &self.services, |_| false)?;
+        let writes = reconcile::plan(&self.image, &self.services, &BTreeSet::new(), |_| false)?;
         reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image)
     }
 

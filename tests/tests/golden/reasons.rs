@@ -13,9 +13,12 @@ use lb_common::{
     service::BackendState,
     wire::Tcp,
 };
-use sluice_tests::kernel::Answer;
+use sluice_tests::kernel::{Answer, Program};
 
-use crate::sides::{Sides, tables};
+use crate::{
+    probe,
+    sides::{Sides, tables},
+};
 
 /// A frame that provokes a reason, and what has to be done to the tables first.
 struct Provocation {
@@ -24,10 +27,12 @@ struct Provocation {
     prepare: fn(&mut HostTables),
     /// Sent first.
     before: Vec<HostFrame>,
+    /// Through which program.
+    program: Program,
 }
 
 fn by(reason: Reason, frame: HostFrame) -> Provocation {
-    Provocation { reason, frame, prepare: |_| {}, before: Vec::new() }
+    Provocation { reason, frame, prepare: |_| {}, before: Vec::new(), program: Program::Sluice }
 }
 
 /// The first frame of the corpus that has this outcome.
@@ -77,6 +82,11 @@ fn provocation(reason: Reason) -> Provocation {
             before: vec![client(Purpose::L2).frame()],
             ..by(reason, client(Purpose::L2).frame())
         },
+        Reason::ProbeAnswer => by(reason, probe::answer(Purpose::L2, Family::Ipv4).frame()),
+        Reason::ProbeUndelivered => Provocation {
+            program: Program::Probe,
+            ..by(reason, probe::probe(Purpose::Unresolved, Family::Ipv4).frame())
+        },
     }
 }
 
@@ -101,10 +111,16 @@ fn every_reason_is_provoked_and_counted_alone() {
             provoked.insert(name);
             continue;
         }
-        let (answer, output, counted) = sides.run(name, &provocation.frame);
+        let (answer, output, counted) =
+            sides.run_through(provocation.program, name, &provocation.frame);
         assert_eq!(counted.reasons, [(name, 1)].into(), "{:?}", provocation.frame);
         assert_eq!(counted.packets(), 0, "{name}: it is not forwarded");
         match reason.class() {
+            Class::Pass if reason == Reason::ProbeAnswer => {
+                assert_eq!(answer, Answer::Redirect, "{name}");
+                provoked.extend(counted.reasons.keys());
+                continue;
+            }
             Class::Pass => assert_eq!(answer, Answer::Pass, "{name}"),
             Class::Drop => assert_eq!(answer, Answer::Drop, "{name}"),
             Class::Answer => assert_eq!(answer, Answer::Transmit, "{name}"),

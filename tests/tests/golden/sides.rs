@@ -9,9 +9,8 @@ use lb_common::{
         sample::{self, FAMILIES, Purpose},
     },
     parse::Family,
-    steer,
 };
-use sluice_tests::kernel::{Answer, Kernel, LONGEST, SHORTEST};
+use sluice_tests::kernel::{Answer, Kernel, LONGEST, Program, SHORTEST};
 
 /// Both, with the same tables.
 pub struct Sides {
@@ -74,11 +73,22 @@ impl Sides {
     /// Runs a frame on both sides, which must agree; answer, frame, and what was counted.
     #[track_caller]
     pub fn run(&mut self, name: &str, input: &HostFrame) -> (Answer, HostFrame, Counted) {
+        self.run_through(Program::Sluice, name, input)
+    }
+
+    /// The same for another program.
+    #[track_caller]
+    pub fn run_through(
+        &mut self,
+        program: Program,
+        name: &str,
+        input: &HostFrame,
+    ) -> (Answer, HostFrame, Counted) {
         let mut on_host = input.clone();
-        let answer = Answer::from(steer::process(&mut on_host, &self.tables, 0));
+        let answer = program.on_host(&mut on_host, &self.tables);
         let counted = self.tables.take_counted();
         if (SHORTEST..=LONGEST).contains(&input.bytes.len()) {
-            let (in_kernel, frame) = self.kernel.run(input).unwrap();
+            let (in_kernel, frame) = self.kernel.run_through(program, input).unwrap();
             assert_eq!(in_kernel, answer, "{name}: kernel and host\n{input:?}");
             assert_eq!(
                 frame.bytes, on_host.bytes,

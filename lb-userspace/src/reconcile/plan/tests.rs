@@ -51,6 +51,8 @@ struct World {
     image: Image,
     /// How long each service's Maglev table is, whatever its record says.
     tables: BTreeMap<u16, u32>,
+    /// Where probes are to come from.
+    probe_sources: BTreeSet<IpAddr>,
 }
 
 impl World {
@@ -64,7 +66,8 @@ impl World {
         wanted: &[WantedService],
         is_idle: impl Fn(u16) -> bool,
     ) -> Vec<Write> {
-        let writes = plan(&self.image, wanted, is_idle).expect("there is room");
+        let writes =
+            plan(&self.image, wanted, &self.probe_sources, is_idle).expect("there is room");
         for (number, write) in writes.iter().enumerate() {
             self.write(write);
             if let Err(broken) = self.check() {
@@ -156,6 +159,8 @@ fn names(writes: &[Write]) -> Vec<&'static str> {
             Write::Unlist(..) => "unlist",
             Write::AddVip(_) => "add VIP",
             Write::RemoveVip(_) => "remove VIP",
+            Write::AddProbeSource(_) => "add probe source",
+            Write::RemoveProbeSource(_) => "remove probe source",
             Write::Filter(_) => "filter",
             Write::Orphan(_) => "orphan",
             Write::RemoveService(_) => "remove service",
@@ -404,7 +409,8 @@ fn more_than_the_maps_hold_is_refused_whole() {
     let mut wanted = service(10, &[]);
     let ports = (0..=u16::MAX).map(|port| WantedBackend { port: port.to_be_bytes(), ..backend(1) });
     wanted.backends = ports.collect();
-    let error = plan(&Image::default(), &[wanted], |_| false).expect_err("65,536 backends");
+    let error = plan(&Image::default(), &[wanted], &BTreeSet::new(), |_| false)
+        .expect_err("65,536 backends");
     assert!(error.to_string().contains("more than 65535 backends"), "{error}");
 }
 
@@ -452,10 +458,12 @@ proptest! {
     /// maps hold what is wanted, and there is nothing left to do.
     #[test]
     fn every_way_between_two_wishes_is_safe_and_ends(
-        wishes in prop::collection::vec((any_wanted(), any::<u16>()), 1..8),
+        wishes in prop::collection::vec((any_wanted(), any::<u16>(), 0u8..4), 1..8),
     ) {
         let mut world = World::default();
-        for (wanted, idle) in wishes {
+        for (wanted, idle, source) in wishes {
+            // One of them is a VIP's address as well.
+            world.probe_sources = [IpAddr::from([203, 0, 113, source])].into();
             world.reach_with(&wanted, |index| idle >> (index % 16) & 1 == 1);
             prop_assert_eq!(world.reach(&wanted), []);
 
@@ -477,7 +485,9 @@ proptest! {
             }
             let vips: BTreeSet<IpAddr> =
                 world.image.services.values().map(|s| s.service.key.address.into()).collect();
-            prop_assert_eq!(world.image.filter.as_ref(), Some(&filter_words(&vips)));
+            let both = filter_words(vips.union(&world.probe_sources));
+            prop_assert_eq!(world.image.filter.as_ref(), Some(&both));
+            prop_assert_eq!(&world.image.probe_sources, &world.probe_sources);
             prop_assert_eq!(&world.image.vips, &vips);
         }
         // When all is unwanted and idle, nothing stays.
