@@ -277,7 +277,7 @@ pub struct Egress {
 pub struct FlowRecord {
     /// The client's address.
     pub client: Address,
-    /// `jiffies64` when the flow was inserted.
+    /// `jiffies64` when the flow was inserted, or given to another backend.
     pub start: u64,
     /// The client's port, network order.
     pub client_port: [u8; 2],
@@ -307,6 +307,30 @@ pub struct Traffic {
 pub struct Events {
     /// Counts.
     pub counts: [u64; counters::EVENTS],
+    /// How long the handshakes took.
+    pub handshakes: HandshakeTimes,
+}
+
+/// Handshakes by their time; every [`Handshake`](counters::Event::Handshake) is in one bucket.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct HandshakeTimes {
+    /// Sum of their times, jiffies.
+    pub jiffies: u64,
+    /// Counts, by [`handshake_bucket`](counters::handshake_bucket).
+    pub buckets: [u64; counters::HANDSHAKE_BUCKETS],
+}
+
+impl HandshakeTimes {
+    /// Counts one more.
+    #[inline(always)]
+    pub fn add(&mut self, jiffies: u64) {
+        let jiffies = jiffies.min(counters::LONGEST_HANDSHAKE);
+        self.jiffies += jiffies;
+        self.buckets[counters::handshake_bucket(jiffies)] += 1;
+    }
 }
 
 /// One element of `TRAFFIC`.
@@ -326,5 +350,6 @@ const _: () = {
     assert!(size_of::<Egress>() == 40);
     assert!(size_of::<FlowRecord>() == 32);
     assert!(size_of::<flow::Group>() == 128);
+    assert!(size_of::<Events>() == 200);
     assert!(size_of::<EventsChunk>() <= 32 << 10);
 };

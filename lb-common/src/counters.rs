@@ -2,6 +2,9 @@
 //!
 //! Packets and bytes are counted on every packet ([`Traffic`](crate::abi::Traffic));
 //! everything here only when it happens.
+//!
+//! Only the client's packets are seen, never the backend's answers: that a handshake was completed
+//! is told by the client's first ACK.
 
 /// Something that happened to a flow of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -14,19 +17,35 @@ pub enum Event {
     Adopted,
     /// A flow went to this backend without an entry: its place in the table was full.
     Untracked,
-    /// A client sent its SYN again.
+    /// A client sent its SYN again; counted for the backend that had the first one.
     SynRetransmission,
     /// A flow of this backend was reset because the backend is gone.
     Reset,
+    /// The first segment behind a flow's SYN that is neither another nor a RST: the backend has
+    /// answered, or somebody forges both ends of a handshake.
+    Handshake,
+    /// A client's RST ended a flow that was embryonic or young.
+    ClientReset,
+    /// A SYN sent again was given to another backend, this one being suspect; for that one it is
+    /// a new flow.
+    SecondTry,
 }
 
 /// How many there are.
-pub const EVENTS: usize = 5;
+pub const EVENTS: usize = 8;
 
 impl Event {
     /// All of them, in the order of their numbers.
-    pub const ALL: [Self; EVENTS] =
-        [Self::NewFlow, Self::Adopted, Self::Untracked, Self::SynRetransmission, Self::Reset];
+    pub const ALL: [Self; EVENTS] = [
+        Self::NewFlow,
+        Self::Adopted,
+        Self::Untracked,
+        Self::SynRetransmission,
+        Self::Reset,
+        Self::Handshake,
+        Self::ClientReset,
+        Self::SecondTry,
+    ];
 
     /// The name used by metrics, CLI and docs.
     pub const fn name(self) -> &'static str {
@@ -36,6 +55,9 @@ impl Event {
             Self::Untracked => "untracked_flows",
             Self::SynRetransmission => "syn_retransmissions",
             Self::Reset => "reset_flows",
+            Self::Handshake => "handshakes",
+            Self::ClientReset => "client_resets",
+            Self::SecondTry => "second_tries",
         }
     }
 
@@ -47,8 +69,36 @@ impl Event {
             Self::Untracked => "Flows sent to this backend without an entry, the table being full.",
             Self::SynRetransmission => "SYNs that clients sent again.",
             Self::Reset => "Flows reset because the backend is gone.",
+            Self::Handshake => "Flows whose client has acknowledged this backend's answer.",
+            Self::ClientReset => "Flows that their clients reset soon after the SYN.",
+            Self::SecondTry => "SYNs sent again and given to another backend.",
         }
     }
+}
+
+/// Buckets that handshakes are counted in by their time, from the flow's SYN to its first ACK.
+///
+/// What is known of a time is how many jiffies began meanwhile: it was shorter than one more of
+/// them, and on average as long. So bucket `k`, in which fewer than 2^`k` began, has none that
+/// took longer than 2^`k` jiffies, and the sum of what is counted is the sum of the times. The
+/// last bucket has all that took longer than 2^14: 65 s at 250 Hz, 16 s at 1000.
+pub const HANDSHAKE_BUCKETS: usize = 16;
+
+/// A handshake of more jiffies counts as one of so many: a flow's record may be another's, left
+/// there long ago (65 s at 1000 Hz, longer than clients wait).
+pub const LONGEST_HANDSHAKE: u64 = 1 << 16;
+
+/// The bucket of a handshake during which so many jiffies began.
+#[inline(always)]
+pub const fn handshake_bucket(jiffies: u64) -> usize {
+    const LAST: usize = HANDSHAKE_BUCKETS - 1;
+    let bucket = (u64::BITS - jiffies.leading_zeros()) as usize;
+    if bucket < LAST { bucket } else { LAST }
+}
+
+/// Jiffies that no handshake of a bucket took longer than; `None` of the last.
+pub const fn handshake_bound(bucket: usize) -> Option<u64> {
+    if bucket < HANDSHAKE_BUCKETS - 1 { Some(1 << bucket) } else { None }
 }
 
 #[cfg(test)]
@@ -60,5 +110,21 @@ mod tests {
         for (index, event) in Event::ALL.into_iter().enumerate() {
             assert_eq!(event as usize, index);
         }
+    }
+
+    #[test]
+    fn a_handshake_lies_below_its_buckets_bound_and_not_below_the_one_before() {
+        let edges = (0..64).flat_map(|bit| [(1 << bit) - 1, 1 << bit, (1u64 << bit) + 1]);
+        for jiffies in edges.chain([u64::MAX]) {
+            let bucket = handshake_bucket(jiffies);
+            assert!(bucket < HANDSHAKE_BUCKETS, "{jiffies} in {bucket}");
+            if let Some(bound) = handshake_bound(bucket) {
+                assert!(jiffies < bound, "{jiffies} in {bucket}");
+            }
+            if let Some(before) = bucket.checked_sub(1) {
+                assert!(handshake_bound(before).is_some_and(|bound| jiffies >= bound));
+            }
+        }
+        assert_eq!(handshake_bound(HANDSHAKE_BUCKETS - 1), None);
     }
 }

@@ -214,6 +214,12 @@ impl Entry {
         Self(self.0 >> BACKEND_SHIFT << BACKEND_SHIFT | (tick as u64) << TICK_SHIFT | state as u64)
     }
 
+    /// The same flow at another backend.
+    #[inline(always)]
+    pub const fn moved_to(self, backend: u16) -> Self {
+        Self(self.0 & !(0xffff << BACKEND_SHIFT) | (backend as u64) << BACKEND_SHIFT)
+    }
+
     /// Whether a packet with these flags, now, leaves the entry as it is: what most packets do.
     /// Otherwise [`Self::next`] tells.
     #[inline(always)]

@@ -14,10 +14,11 @@ use zerocopy::FromZeros as _;
 
 use crate::{
     abi::{
-        ABI_VERSION, Backend, Egress, FlowRecord, Service, ServiceKey, Settings, Traffic, VipFilter,
+        ABI_VERSION, Backend, Egress, FlowRecord, HandshakeTimes, Service, ServiceKey, Settings,
+        Traffic, VipFilter,
     },
     address::Address,
-    counters::Event,
+    counters::{Event, HANDSHAKE_BUCKETS},
     flow::{self, Entry, GROUP, State, Words},
     frame::Frame,
     hash,
@@ -68,6 +69,8 @@ pub struct Counted {
     pub traffic: BTreeMap<u16, Traffic>,
     /// By backend index and the event's name.
     pub events: BTreeMap<(u16, &'static str), u64>,
+    /// By backend index.
+    pub handshakes: BTreeMap<u16, HandshakeTimes>,
 }
 
 impl Counted {
@@ -79,6 +82,17 @@ impl Counted {
     /// How often something happened to a backend's flows.
     pub fn event(&self, backend: u16, event: Event) -> u64 {
         self.events.get(&(backend, event.name())).copied().unwrap_or(0)
+    }
+
+    /// The same, but of handshakes only how many: the time is another on each side.
+    #[must_use]
+    pub fn timeless(mut self) -> Self {
+        for times in self.handshakes.values_mut() {
+            let mut buckets = [0; HANDSHAKE_BUCKETS];
+            buckets[0] = times.buckets.iter().sum();
+            *times = HandshakeTimes { jiffies: 0, buckets };
+        }
+        self
     }
 
     /// Frames that were forwarded.
@@ -243,6 +257,10 @@ impl Tables for HostTables {
         self.records.borrow_mut().insert(index, record);
     }
 
+    fn flow_start(&self, index: u32) -> Option<u64> {
+        self.records.borrow().get(&index).map(|record| record.start)
+    }
+
     fn service_index(&self, key: &ServiceKey) -> Option<u16> {
         self.services
             .iter()
@@ -285,6 +303,11 @@ impl Tables for HostTables {
 
     fn count_event(&self, backend: u16, event: Event) {
         *self.counted.borrow_mut().events.entry((backend, event.name())).or_default() += 1;
+    }
+
+    fn count_handshake(&self, backend: u16, jiffies: u64) {
+        self.count_event(backend, Event::Handshake);
+        self.counted.borrow_mut().handshakes.entry(backend).or_default().add(jiffies);
     }
 
     fn count_reason(&self, reason: Reason) {

@@ -40,6 +40,9 @@ pub enum BackendState {
     Forward = 1,
     /// Reset the client: the backend is gone.
     Reset = 2,
+    /// Forward, but a SYN that comes again goes to another backend: this one has answered nobody
+    /// for a while.
+    Suspect = 3,
 }
 
 impl BackendState {
@@ -49,7 +52,17 @@ impl BackendState {
         match number {
             1 => Self::Forward,
             2 => Self::Reset,
+            3 => Self::Suspect,
             _ => Self::Absent,
+        }
+    }
+
+    /// Whether its flows are forwarded.
+    #[inline(always)]
+    pub const fn forwards(self) -> bool {
+        match self {
+            Self::Forward | Self::Suspect => true,
+            Self::Absent | Self::Reset => false,
         }
     }
 }
@@ -156,11 +169,12 @@ mod tests {
 
     #[test]
     fn numbers_stand_for_what_they_are_written_for() {
-        for state in [BackendState::Absent, BackendState::Forward, BackendState::Reset] {
+        use BackendState::{Absent, Forward, Reset, Suspect};
+        for state in [Absent, Forward, Reset, Suspect] {
             assert_eq!(BackendState::from_number(state as u8), state);
         }
-        for unknown in 3..=255 {
-            assert_eq!(BackendState::from_number(unknown), BackendState::Absent);
+        for unknown in 4..=255 {
+            assert_eq!(BackendState::from_number(unknown), Absent);
         }
     }
 }

@@ -30,6 +30,10 @@ pub trait Tables {
     /// Writes what listings show of a flow; `index` counts words of the flow table.
     fn record_flow(&self, index: u32, record: FlowRecord);
 
+    /// When the flow in this word was inserted, `jiffies64`; of a word that others write
+    /// meanwhile it may be another flow's.
+    fn flow_start(&self, index: u32) -> Option<u64>;
+
     /// Index of the service with this key.
     fn service_index(&self, key: &ServiceKey) -> Option<u16>;
 
@@ -56,6 +60,9 @@ pub trait Tables {
 
     /// Counts what happened to a flow of a backend.
     fn count_event(&self, backend: u16, event: Event);
+
+    /// Counts a completed handshake of a backend, and its time in jiffies.
+    fn count_handshake(&self, backend: u16, jiffies: u64);
 
     /// Counts a frame that was not forwarded.
     fn count_reason(&self, reason: Reason);

@@ -100,6 +100,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn flow_start(&self, index: u32) -> Option<u64> {
+        maps::FLOW_RECORDS.get(index).map(|record| record.start)
+    }
+
+    #[inline(always)]
     fn service_index(&self, key: &ServiceKey) -> Option<u16> {
         // SAFETY: the daemon never deletes and reuses an element while it is read: the value
         // is one aligned word.
@@ -165,6 +170,18 @@ impl Tables for Kernel {
             // SAFETY: as above; an event's number is below `EVENTS`.
             let counts = unsafe { &mut (*chunk)[backend % per_chunk].counts };
             counts[event as usize % EVENTS] += 1;
+        }
+    }
+
+    #[inline(always)]
+    fn count_handshake(&self, backend: u16, jiffies: u64) {
+        let backend = usize::from(backend);
+        let per_chunk = capacity::COUNTERS_PER_CHUNK;
+        if let Some(chunk) = maps::EVENTS.get_ptr_mut((backend / per_chunk) as u32) {
+            // SAFETY: as above.
+            let events = unsafe { &mut (*chunk)[backend % per_chunk] };
+            events.counts[Event::Handshake as usize] += 1;
+            events.handshakes.add(jiffies);
         }
     }
 

@@ -359,6 +359,9 @@ mod tests {
             "sluice_backend_untracked_flows_total{backend=\"api-1\",service=\"api\"} 0",
             "sluice_backend_syn_retransmissions_total{backend=\"web-2\",service=\"web\"} 0",
             "sluice_backend_reset_flows_total{backend=\"web-2\",service=\"web\"} 7",
+            "sluice_backend_handshakes_total{backend=\"web-1\",service=\"web\"} 3",
+            "sluice_backend_client_resets_total{backend=\"web-1\",service=\"web\"} 1",
+            "sluice_backend_second_tries_total{backend=\"web-1\",service=\"web\"} 2",
             "sluice_frames_total{reason=\"forwarded\",verdict=\"forward\"} 99999",
             "sluice_frames_total{reason=\"no_backend\",verdict=\"answer\"} 56",
         ];

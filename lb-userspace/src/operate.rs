@@ -281,8 +281,8 @@ impl Fate {
     fn of(backend: &Backend) -> Self {
         match (backend.admin.backend_state(), backend.admin) {
             (BackendState::Reset | BackendState::Absent, _) => Self::Cut,
-            (BackendState::Forward, Admin::Draining(_)) => Self::Drained,
-            (BackendState::Forward, _) => Self::Kept,
+            (BackendState::Forward | BackendState::Suspect, Admin::Draining(_)) => Self::Drained,
+            (BackendState::Forward | BackendState::Suspect, _) => Self::Kept,
         }
     }
 }

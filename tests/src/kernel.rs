@@ -17,8 +17,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, Egress, EventsChunk, FlowRecord, ProbeLine, ReasonCounts, SLOT_FLAGS, Service,
-        ServiceKey, Settings, SlotLine, Traffic, TrafficChunk, VipFilter,
+        Backend, Egress, EventsChunk, FlowRecord, HandshakeTimes, ProbeLine, ReasonCounts,
+        SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine, Traffic, TrafficChunk, VipFilter,
         capacity::{PROBES_PER_LINE, SLOTS_PER_LINE},
         map,
     },
@@ -376,9 +376,17 @@ impl Kernel {
         for (event, count) in &mut counted.events {
             *count -= before.events.get(event).unwrap_or(&0);
         }
+        for (backend, times) in &mut counted.handshakes {
+            let before = before.handshakes.get(backend).copied().unwrap_or_default();
+            times.jiffies -= before.jiffies;
+            for (count, before) in times.buckets.iter_mut().zip(before.buckets) {
+                *count -= before;
+            }
+        }
         counted.reasons.retain(|_, count| *count != 0);
         counted.traffic.retain(|_, traffic| *traffic != Traffic::default());
         counted.events.retain(|_, count| *count != 0);
+        counted.handshakes.retain(|_, times| *times != HandshakeTimes::default());
         Ok(counted)
     }
 
@@ -404,6 +412,11 @@ impl Kernel {
                 for event in Event::ALL {
                     let sum = counted.events.entry((backend, event.name())).or_default();
                     *sum += events.counts[event as usize];
+                }
+                let sum = counted.handshakes.entry(backend).or_default();
+                sum.jiffies += events.handshakes.jiffies;
+                for (sum, count) in sum.buckets.iter_mut().zip(events.handshakes.buckets) {
+                    *sum += count;
                 }
             }
         }

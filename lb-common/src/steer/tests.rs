@@ -14,6 +14,8 @@ use crate::{
     wire::{Ipv4, Ipv6, Tcp},
 };
 
+mod passive;
+
 const FLOWS: usize = 1024;
 const L2: Purpose = Purpose::L2;
 const V4: Family = Family::Ipv4;

@@ -148,6 +148,9 @@ pub fn status() -> api::Status {
                     api::Backend {
                         active_flows: 12,
                         new_flows_total: 3456,
+                        handshakes_total: 3,
+                        client_resets_total: 1,
+                        second_tries_total: 2,
                         packets_total: 99_999,
                         bytes_total: 12_345_678,
                         ..backend("web-1", "10.0.0.11")
@@ -239,6 +242,9 @@ fn backend(name: &str, address: &str) -> api::Backend {
         untracked_flows_total: 0,
         syn_retransmissions_total: 0,
         reset_flows_total: 0,
+        handshakes_total: 0,
+        client_resets_total: 0,
+        second_tries_total: 0,
     }
 }
 

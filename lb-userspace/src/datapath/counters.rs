@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lb_common::{
-    abi::{Traffic, capacity::COUNTERS_PER_CHUNK},
+    abi::{HandshakeTimes, Traffic, capacity::COUNTERS_PER_CHUNK},
     counters::{EVENTS, Event},
     reason::Reason,
 };
@@ -18,6 +18,8 @@ pub struct BackendCounters {
     pub traffic: Traffic,
     /// Events, in the order of [`Event::ALL`].
     pub events: [u64; EVENTS],
+    /// How long its handshakes took.
+    pub handshakes: HandshakeTimes,
 }
 
 impl BackendCounters {
@@ -55,6 +57,11 @@ impl Maps {
         for row in self.events(number)? {
             for (sum, events) in sums.iter_mut().zip(row) {
                 for (sum, count) in sum.events.iter_mut().zip(events.counts) {
+                    *sum += count;
+                }
+                let handshakes = &mut sum.handshakes;
+                handshakes.jiffies += events.handshakes.jiffies;
+                for (sum, count) in handshakes.buckets.iter_mut().zip(events.handshakes.buckets) {
                     *sum += count;
                 }
             }

@@ -186,6 +186,9 @@ fn backend(
         untracked_flows_total: counters.event(Event::Untracked),
         syn_retransmissions_total: counters.event(Event::SynRetransmission),
         reset_flows_total: counters.event(Event::Reset),
+        handshakes_total: counters.event(Event::Handshake),
+        client_resets_total: counters.event(Event::ClientReset),
+        second_tries_total: counters.event(Event::SecondTry),
     }
 }
 

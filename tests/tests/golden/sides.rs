@@ -94,7 +94,8 @@ impl Sides {
                 frame.bytes, on_host.bytes,
                 "{name}\n{input:?}became in the kernel\n{frame:?}and on the host\n{on_host:?}"
             );
-            assert_eq!(self.kernel.take_counted().unwrap(), counted, "{name}\n{input:?}");
+            let in_kernel = self.kernel.take_counted().unwrap();
+            assert_eq!(in_kernel.timeless(), counted.clone().timeless(), "{name}\n{input:?}");
         }
         (answer, on_host, counted)
     }

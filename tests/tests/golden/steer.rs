@@ -56,18 +56,20 @@ enum Since {
     Gone,
     /// It was removed.
     Removed,
+    /// It has answered nobody for a while.
+    Suspect,
 }
 
 #[test]
 fn a_flows_segments_go_where_its_state_says() {
-    use Since::{Drained, Gone, Removed};
+    use Since::{Drained, Gone, Removed, Suspect};
     use To::{First, Refused, Second};
     let Some(mut sides) = Sides::start(tables()) else { return };
     // Its life until then, one tick apart; what became of its backend; ticks of silence; the
     // next segments, and where they go.
     let established: &[u8] = &[SYN, ACK, ACK];
     type Next<'a> = &'a [(u8, To)];
-    let stories: [(&str, &[u8], Since, u8, Next<'_>); 22] = [
+    let stories: [(&str, &[u8], Since, u8, Next<'_>); 27] = [
         ("an established flow stays", established, Drained, 1, &[(ACK, First), (ACK, First)]),
         ("for as long as it may be silent", established, Drained, 221, &[(ACK, First)]),
         ("and no longer", established, Drained, 222, &[(ACK, Second)]),
@@ -90,6 +92,11 @@ fn a_flows_segments_go_where_its_state_says() {
         ("a SYN sent again to it", &[SYN], Gone, 0, &[(SYN, Second)]),
         ("of one that was removed", established, Removed, 1, &[(ACK, Second)]),
         ("a SYN to one that was removed", established, Removed, 1, &[(SYN, Second)]),
+        ("a SYN sent again to a suspect", &[SYN], Suspect, 1, &[(SYN, Second), (ACK, Second)]),
+        ("and again", &[SYN], Suspect, 0, &[(SYN, Second), (SYN, Second), (ACK, Second)]),
+        ("the ACK of a suspect's answer", &[SYN], Suspect, 1, &[(ACK, First), (SYN, First)]),
+        ("an established flow of a suspect", established, Suspect, 1, &[(ACK, First)]),
+        ("a spoofed SYN to a suspect", established, Suspect, 1, &[(SYN, First), (FIN, First)]),
     ];
     for family in [Family::Ipv4, Family::Ipv6] {
         for (name, life, since, silence, next) in stories {
@@ -105,6 +112,7 @@ fn a_flows_segments_go_where_its_state_says() {
             match since {
                 Drained => {}
                 Gone => first.state = BackendState::Reset as u8,
+                Suspect => first.state = BackendState::Suspect as u8,
                 Removed => *first = lb_common::abi::Backend::default(),
             }
             sides.refill();
@@ -125,7 +133,9 @@ fn what_happens_to_flows_is_counted() {
     for (name, sent, event) in [
         ("a SYN", client(1).with_flags(SYN), Some(Event::NewFlow)),
         ("the same again", client(1).with_flags(SYN), Some(Event::SynRetransmission)),
-        ("its ACK", client(1), None),
+        ("its ACK", client(1), Some(Event::Handshake)),
+        ("its next ACK", client(1), None),
+        ("its RST", client(1).with_flags(RST), Some(Event::ClientReset)),
         ("a stranger's ACK", client(2), Some(Event::Adopted)),
         ("a stranger's FIN", client(3).with_flags(FIN), Some(Event::Adopted)),
         ("a stranger's RST", client(4).with_flags(RST), None),
@@ -134,6 +144,8 @@ fn what_happens_to_flows_is_counted() {
         let expected = event.map(|event| ((first, event.name()), 1)).into_iter().collect();
         assert_eq!(counted.events, expected, "{name}");
         assert_eq!(counted.traffic[&first].packets, 1, "{name}");
+        let handshakes = counted.timeless().handshakes;
+        assert_eq!(handshakes.contains_key(&first), event == Some(Event::Handshake), "{name}");
     }
     sides.tables.backends[usize::from(first)].state = BackendState::Reset as u8;
     sides.refill();

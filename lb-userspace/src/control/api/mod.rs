@@ -125,6 +125,12 @@ pub struct Backend {
     pub syn_retransmissions_total: u64,
     /// Flows reset because it was gone.
     pub reset_flows_total: u64,
+    /// Flows whose client has acknowledged its answer.
+    pub handshakes_total: u64,
+    /// Flows that their clients reset soon after the SYN.
+    pub client_resets_total: u64,
+    /// SYNs sent again and given to another backend, this one being suspect.
+    pub second_tries_total: u64,
 }
 
 /// What the operator wants of a backend.
@@ -299,6 +305,9 @@ impl Backend {
             counters::Event::Untracked => self.untracked_flows_total,
             counters::Event::SynRetransmission => self.syn_retransmissions_total,
             counters::Event::Reset => self.reset_flows_total,
+            counters::Event::Handshake => self.handshakes_total,
+            counters::Event::ClientReset => self.client_resets_total,
+            counters::Event::SecondTry => self.second_tries_total,
         }
     }
 }
@@ -458,6 +467,9 @@ mod tests {
         backend.untracked_flows_total = 3;
         backend.syn_retransmissions_total = 4;
         backend.reset_flows_total = 5;
+        backend.handshakes_total = 6;
+        backend.client_resets_total = 7;
+        backend.second_tries_total = 8;
         let json = serde_json::to_value(&backend).expect("JSON");
         for event in counters::Event::ALL {
             assert_eq!(json[format!("{}_total", event.name())], backend.total(event), "{event:?}");

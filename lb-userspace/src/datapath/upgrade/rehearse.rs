@@ -156,8 +156,7 @@ fn vip(key: &ServiceKey) -> SocketAddr {
 }
 
 fn expected(backend: &Backend) -> Expected {
-    let forwards = matches!(BackendState::from_number(backend.state), BackendState::Forward);
-    if forwards && backend.next_hop.egress() != 0 {
+    if BackendState::from_number(backend.state).forwards() && backend.next_hop.egress() != 0 {
         Expected::SentTo(backend.next_hop.mac())
     } else {
         Expected::Anything
