@@ -2,6 +2,8 @@
 //!
 //! Nothing here changes anything, and no client's address is told.
 
+mod handshakes;
+
 use std::{io, net::SocketAddr, sync::Arc};
 
 use axum::{
@@ -153,7 +155,9 @@ fn exposition(status: &api::Status, reasons: &api::Reasons) -> Result<String, pr
         register(&registry, counter)?;
     }
     register(&registry, frames(reasons)?)?;
-    TextEncoder::new().encode_to_string(&registry.gather())
+    let mut families = registry.gather();
+    families.extend(handshakes::family(status));
+    TextEncoder::new().encode_to_string(&families)
 }
 
 type Count = Box<dyn Fn(&api::Backend) -> u64>;
@@ -374,6 +378,31 @@ mod tests {
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
             .sum();
         assert_eq!(frames, sample::reasons().received);
+    }
+
+    #[test]
+    fn handshake_times_are_a_histogram() {
+        let text = exposition(&sample::status(), &sample::reasons()).expect("metrics");
+        assert!(text.contains("# TYPE sluice_backend_handshake_seconds histogram\n"), "{text}");
+        let of_web_1: Vec<&str> = text
+            .lines()
+            .filter_map(|line| line.strip_prefix("sluice_backend_handshake_seconds_"))
+            .filter(|line| line.contains("backend=\"web-1\",service=\"web\""))
+            .collect();
+        assert_eq!(of_web_1.len(), 15 + 1 + 2, "{of_web_1:?}");
+        for line in [
+            "bucket{backend=\"web-1\",service=\"web\",le=\"0.004\"} 1",
+            "bucket{backend=\"web-1\",service=\"web\",le=\"0.008\"} 2",
+            "bucket{backend=\"web-1\",service=\"web\",le=\"0.016\"} 3",
+            "bucket{backend=\"web-1\",service=\"web\",le=\"65.536\"} 3",
+            "bucket{backend=\"web-1\",service=\"web\",le=\"+Inf\"} 3",
+            "sum{backend=\"web-1\",service=\"web\"} 0.016",
+            "count{backend=\"web-1\",service=\"web\"} 3",
+        ] {
+            assert!(of_web_1.contains(&line), "no {line} in {of_web_1:?}");
+        }
+        let nobody = api::Status { services: Vec::new(), ..sample::status() };
+        assert!(exposition(&nobody, &sample::reasons()).is_ok());
     }
 
     /// What `promtool check metrics` asks for.

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
-use lb_common::{flow::State, reason::Reason};
+use lb_common::{abi::HandshakeTimes, flow::State, reason::Reason};
 
 use super::{Control, Peer, api};
 use crate::intent::Refusal;
@@ -151,6 +151,7 @@ pub fn status() -> api::Status {
                         handshakes_total: 3,
                         client_resets_total: 1,
                         second_tries_total: 2,
+                        handshake_times: handshake_times(&[0, 1, 3]),
                         packets_total: 99_999,
                         bytes_total: 12_345_678,
                         ..backend("web-1", "10.0.0.11")
@@ -245,7 +246,15 @@ fn backend(name: &str, address: &str) -> api::Backend {
         handshakes_total: 0,
         client_resets_total: 0,
         second_tries_total: 0,
+        handshake_times: api::HandshakeTimes::new(&HandshakeTimes::default(), 250),
     }
+}
+
+/// Handshakes that took so many jiffies.
+fn handshake_times(jiffies: &[u64]) -> api::HandshakeTimes {
+    let mut times = HandshakeTimes::default();
+    jiffies.iter().for_each(|jiffies| times.add(*jiffies));
+    api::HandshakeTimes::new(&times, 250)
 }
 
 fn share(backend: &str, flows: u64) -> api::BackendFlows {

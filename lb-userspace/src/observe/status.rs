@@ -189,6 +189,10 @@ fn backend(
         handshakes_total: counters.event(Event::Handshake),
         client_resets_total: counters.event(Event::ClientReset),
         second_tries_total: counters.event(Event::SecondTry),
+        handshake_times: api::HandshakeTimes::new(
+            &counters.handshakes,
+            state.datapath.settings().hz,
+        ),
     }
 }
 

@@ -3,6 +3,7 @@
 
 mod change;
 mod event;
+mod handshakes;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -17,7 +18,10 @@ pub use self::change::{
     Action, Change, Changed, ConfigFile, Difference, Drain, DrainFilter, Exported, Plan,
     PlannedFlows, PlannedSlots, Target, Transaction,
 };
-pub use self::event::{Event, EventFilter, EventKind, Events};
+pub use self::{
+    event::{Event, EventFilter, EventKind, Events},
+    handshakes::HandshakeTimes,
+};
 use crate::{choice::Tier, drain};
 
 /// This binary's version, in [`Status`] and in the `server` header of every answer.
@@ -131,6 +135,8 @@ pub struct Backend {
     pub client_resets_total: u64,
     /// SYNs sent again and given to another backend, this one being suspect.
     pub second_tries_total: u64,
+    /// How long its handshakes took.
+    pub handshake_times: HandshakeTimes,
 }
 
 /// What the operator wants of a backend.
