@@ -1,0 +1,132 @@
+//! One probe, from its SYN to its verdict.
+
+use std::{
+    os::fd::{AsFd, OwnedFd},
+    time::Duration,
+};
+
+use nix::{
+    getsockopt_impl, sockopt_impl,
+    sys::socket::{getsockopt, setsockopt, sockopt},
+};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, timeout_at},
+};
+
+use super::{Connection, Failure, Paths, Target, grpc, http, tls::Tls};
+use crate::model::{CheckKind, TlsCheck};
+
+/// A time-out noticed so much too late says something of this process, which did not run, and
+/// nothing of the backend.
+const STALLED: Duration = Duration::from_millis(250);
+/// Longest request that is filled up to, bytes: servers refuse much longer ones, and no path of
+/// packets but a jumbo one has longer segments.
+const MOST_FILLED: usize = 8960;
+
+sockopt_impl!(
+    /// How a TCP connection goes (`TCP_INFO`).
+    TcpInfo, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, libc::tcp_info);
+
+/// What a request is made of, beside the check.
+pub(super) struct Request<'a> {
+    /// Whom it goes to.
+    pub target: &'a Target,
+    /// How long it must be at least, bytes.
+    pub least: usize,
+}
+
+/// Asks a target once.
+pub(super) async fn probe(paths: &Paths, tls: &Tls, target: &Target) -> Result<(), Failure> {
+    let timeout = target.check.timeout;
+    let deadline = Instant::now() + timeout;
+    let path = paths.of(target.check.via);
+    let Ok(connected) = timeout_at(deadline, path.connect(target)).await else {
+        return Err(stalled(deadline).unwrap_or(Failure::NoAnswer(timeout)));
+    };
+    let Connection { stream, held } = connected?;
+    let asked = ask(tls, target, stream, deadline).await;
+    drop(held);
+    asked
+}
+
+async fn ask(
+    tls: &Tls,
+    target: &Target,
+    stream: TcpStream,
+    deadline: Instant,
+) -> Result<(), Failure> {
+    // A connection that is closed by RST leaves no TIME_WAIT on either side.
+    let reset_on_close = libc::linger { l_onoff: 1, l_linger: 0 };
+    let set_up = |option: &str, error| Failure::NotMade(format!("set {option}: {error}"));
+    setsockopt(&stream, sockopt::Linger, &reset_on_close).map_err(|e| set_up("SO_LINGER", e))?;
+    setsockopt(&stream, sockopt::TcpNoDelay, &true).map_err(|e| set_up("TCP_NODELAY", e))?;
+    let (name, about_tls) = match &target.check.kind {
+        CheckKind::Tcp => return Ok(()),
+        CheckKind::Http(check) => (check.method.name().to_owned() + " " + &check.path, &check.tls),
+        CheckKind::Grpc(check) => (grpc::name(check), &check.tls),
+    };
+    // Outlives the exchange, which owns the stream, to ask the kernel how it went.
+    let socket = stream.as_fd().try_clone_to_owned();
+    let socket = socket.map_err(|error| Failure::NotMade(format!("duplicate: {error}")))?;
+    let request =
+        Request { target, least: if target.fills_segment { segment(&socket) } else { 0 } };
+    let mut in_tls = about_tls.is_some();
+    let exchange = timeout_at(deadline, exchange(tls, about_tls, &request, stream, &mut in_tls));
+    let done = exchange.await;
+    done.unwrap_or_else(|_| {
+        let request = if in_tls { "TLS handshake".to_owned() } else { name };
+        Err(stalled(deadline)
+            .or_else(|| target.fills_segment.then(|| stuck(&socket)).flatten())
+            .unwrap_or(Failure::Silent { request, timeout: target.check.timeout }))
+    })
+}
+
+/// Speaks TLS if need be, and then the check's protocol; `in_tls` tells whether it got so far.
+async fn exchange(
+    tls: &Tls,
+    about_tls: &Option<TlsCheck>,
+    request: &Request<'_>,
+    stream: TcpStream,
+    in_tls: &mut bool,
+) -> Result<(), Failure> {
+    let target = request.target;
+    match (&target.check.kind, about_tls) {
+        (CheckKind::Tcp, _) => Ok(()),
+        (CheckKind::Http(check), None) => http::ask(check, request, stream).await,
+        (CheckKind::Grpc(check), None) => grpc::ask(check, request, stream).await,
+        (CheckKind::Http(check), Some(about)) => {
+            let host = check.host.as_deref();
+            let stream = tls.handshake(about, host, b"http/1.1", target.address(), stream).await?;
+            *in_tls = false;
+            http::ask(check, request, stream).await
+        }
+        (CheckKind::Grpc(check), Some(about)) => {
+            let host = check.host.as_deref();
+            let stream = tls.handshake(about, host, b"h2", target.address(), stream).await?;
+            *in_tls = false;
+            grpc::ask(check, request, stream).await
+        }
+    }
+}
+
+/// Whether the time-out was noticed so late that the answer may well lie in the socket.
+fn stalled(deadline: Instant) -> Option<Failure> {
+    let late = deadline.elapsed();
+    (late > STALLED).then(|| {
+        let late = humantime::format_duration(Duration::from_millis(late.as_millis() as u64));
+        Failure::NotMade(format!("this process did not run for {late}"))
+    })
+}
+
+/// How much a full segment carries, bytes; zero if the kernel does not say.
+fn segment(socket: &OwnedFd) -> usize {
+    getsockopt(socket, sockopt::TcpMaxSeg).map_or(0, |size| (size as usize).min(MOST_FILLED))
+}
+
+/// Whether what was sent keeps being sent again.
+fn stuck(socket: &OwnedFd) -> Option<Failure> {
+    let info = getsockopt(socket, TcpInfo).ok()?;
+    let is_stuck = info.tcpi_unacked > 0 && info.tcpi_retransmits > 0;
+    is_stuck.then_some(Failure::PathMtu { segment: info.tcpi_snd_mss as usize })
+}

@@ -1,0 +1,43 @@
+//! Whom a probe asks, and what.
+
+use std::{net::SocketAddr, sync::Arc};
+
+use crate::model::{Backend, HealthCheck, Identity, Service, Via};
+
+/// One backend that is checked.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// Whose it is, and its own address and port.
+    pub id: Identity,
+    /// The service's name.
+    pub service: String,
+    /// The backend's name.
+    pub backend: String,
+    /// What is asked; one for all backends of a service.
+    pub check: Arc<HealthCheck>,
+    /// Whether an HTTP or gRPC request is made so long that it fills a TCP segment, because an
+    /// MTU too small for the tunnel lets every shorter one pass.
+    pub fills_segment: bool,
+}
+
+impl Target {
+    /// A backend of a service, which is checked like this.
+    pub fn new(service: &Service, backend: &Backend, check: &Arc<HealthCheck>) -> Self {
+        Self {
+            id: service.identity(backend),
+            service: service.name.clone(),
+            backend: backend.name.clone(),
+            check: check.clone(),
+            fills_segment: false,
+        }
+    }
+
+    /// The address and port that are asked, as the backend sees it.
+    pub fn address(&self) -> SocketAddr {
+        let (vip, own) = self.id;
+        match self.check.via {
+            Via::Vip => vip,
+            Via::Backend => SocketAddr::new(own.ip(), self.check.port.unwrap_or(own.port())),
+        }
+    }
+}
