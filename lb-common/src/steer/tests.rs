@@ -314,9 +314,9 @@ fn what_is_no_service_is_the_kernels() {
     tables.services[usize::from(sample::service(L2, V4))].listed = false;
     assert!(matches!(send(&tables, &client(1), 0), Said::To(_)));
     assert_eq!(send(&tables, &client(2).with_flags(SYN), 0), Said::Leave(Reason::NotService));
-    // Removed: its flows are nobody's.
+    // Removed: its flows are nobody's, and its address is no VIP.
     tables.services[usize::from(sample::service(L2, V4))].service = Service::default();
-    assert_eq!(send(&tables, &client(1), 0), Said::Leave(Reason::NotService));
+    assert_eq!(send(&tables, &client(1), 0), Said::Leave(Reason::NotVip));
 }
 
 #[test]
