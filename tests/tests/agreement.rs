@@ -22,10 +22,21 @@ use lb_common::{
     parse::Family,
     reason::Reason,
     service::BackendState,
-    steer,
     wire::Tcp,
 };
-use sluice_tests::kernel::{Answer, Kernel, LONGEST, SHORTEST};
+use sluice_tests::kernel::{Answer, Kernel, LONGEST, Program, SHORTEST};
+
+/// Who gets the frames: most of them the one that clients' frames run through.
+const PROGRAMS: [Program; 8] = [
+    Program::Sluice,
+    Program::Sluice,
+    Program::Sluice,
+    Program::Sluice,
+    Program::Sluice,
+    Program::Sluice,
+    Program::Probe,
+    Program::Answers,
+];
 
 /// Frames, if nobody asks for more.
 const FRAMES: usize = 60_000;
@@ -66,12 +77,13 @@ fn host_and_kernel_agree_about_every_frame() {
         }
         let input = source.next(&mut random);
         let mut on_host = input.clone();
-        let expected = Answer::from(steer::process(&mut on_host, &tables, 0));
-        let (answer, in_kernel) = kernel.run(&input).unwrap();
+        let program = *random.choose(&PROGRAMS);
+        let expected = program.on_host(&mut on_host, &tables);
+        let (answer, in_kernel) = kernel.run_through(program, &input).unwrap();
         *answers.entry(answer).or_default() += 1;
         assert!(
             answer == expected && in_kernel.bytes == on_host.bytes,
-            "seed {seed}, frame {number}\n{input:?}became on the host {expected:?}\n{on_host:?}\
+            "seed {seed}, frame {number}, {program:?}\n{input:?}became on the host {expected:?}\n{on_host:?}\
              and in the kernel {answer:?}\n{in_kernel:?}"
         );
     }
@@ -203,9 +215,20 @@ impl FrameSource {
     /// A well-formed frame of one of a few hundred flows.
     fn client_frame(&self, random: &mut Random) -> ClientFrame {
         let family = *random.choose(&FAMILIES);
-        let mut sent =
-            ClientFrame::new(*random.choose(&Purpose::ALL), family, random.below(12) as u16);
+        let purpose = *random.choose(&Purpose::ALL);
+        let mut sent = ClientFrame::new(purpose, family, random.below(12) as u16);
         sent.client.set_port(40_000 + random.below(2) as u16);
+        if random.one_in(6) {
+            // A probe, most often the right one.
+            let asked = random.choose(&Purpose::ALL).to_owned();
+            let asked = if random.one_in(4) { asked } else { purpose };
+            let number = random.below(usize::from(BACKENDS)) as u16;
+            sent.client = sample::prober(sample::backend(asked, family, number), family);
+            if random.one_in(2) {
+                // Or the answer to it.
+                std::mem::swap(&mut sent.client, &mut sent.vip);
+            }
+        }
         if random.one_in(40) {
             sent.vip.set_port(81);
         }
