@@ -26,6 +26,8 @@ mod agent;
 pub mod builds;
 mod client;
 mod conversation;
+mod faults;
+mod health;
 mod host;
 mod kernel;
 mod leftovers;
@@ -56,6 +58,7 @@ pub use self::{
     agent::Agent,
     client::{Answer, Failure, fetch},
     conversation::{Conversations, EchoServer, Report},
+    health::HealthServer,
     host::{Host, Interface},
     kernel::{Attached, Program, REFLECT_UDP},
     load::{Load, LoadPlan, Tally, Target},

@@ -1,6 +1,9 @@
 //! `sluice agent` on a backend: VIPs on loopback, ARP kept quiet, tunnels opened.
 
-use std::net::IpAddr;
+use std::{
+    net::IpAddr,
+    path::{Path, PathBuf},
+};
 
 use anyhow::{Context, Result, bail};
 
@@ -48,6 +51,11 @@ impl Agent {
             bail!("sluice agent run on {} ended at once:\n{}", host.role(), process.log());
         }
         ready.with_context(|| format!("sluice agent run on {}:\n{}", host.role(), process.log()))
+    }
+
+    /// Where its program, maps and link are pinned.
+    pub fn pins(&self) -> PathBuf {
+        Path::new("/sys/fs/bpf/sluice").join(self.host.name()).join("agent")
     }
 
     /// What it has written.

@@ -1,4 +1,4 @@
-//! Two tiny XDP programs and how they are attached.
+//! Three tiny XDP programs and how they are attached.
 //!
 //! They are bytecode, because the machine that runs the tests need not have a compiler for it,
 //! and attached by links that only this process holds: they go when it goes, however it goes.
@@ -23,6 +23,7 @@ pub struct Program(OwnedFd);
 #[derive(Debug)]
 pub struct Attached(#[expect(dead_code, reason = "held open: the link is the attachment")] OwnedFd);
 
+const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
 
@@ -59,6 +60,9 @@ const fn add(dst: u8, immediate: i32) -> u64 {
 const fn set(dst: u8, immediate: i32) -> u64 {
     instruction(0xb7, dst, 0, 0, immediate)
 }
+const fn jump(skip: i16) -> u64 {
+    instruction(0x05, 0, 0, skip, 0)
+}
 const fn jump_if_not(dst: u8, immediate: i32, skip: i16) -> u64 {
     instruction(0x55, dst, 0, skip, immediate)
 }
@@ -68,6 +72,26 @@ const fn jump_if_greater(dst: u8, src: u8, skip: i16) -> u64 {
 const EXIT: u64 = instruction(0x95, 0, 0, 0, 0);
 
 const PASS: &[u64] = &[set(0, XDP_PASS), EXIT];
+
+/// Drops TCP over IPv4 and IPv6, without VLAN tags, options or extension headers.
+const DROP_TCP: &[u64] = &[
+    load32(2, 1, 0), // data
+    load32(3, 1, 4), // data_end
+    copy(4, 2),
+    add(4, 34),
+    jump_if_greater(4, 3, 9),
+    load16(5, 2, 12),
+    jump_if_not(5, 0x0008, 2), // IPv4, read in host order
+    load8(6, 2, 23),           // its protocol
+    jump(2),
+    jump_if_not(5, 0xdd86, 4), // IPv6
+    load8(6, 2, 20),           // its next header
+    jump_if_not(6, 6, 2),      // TCP
+    set(0, XDP_DROP),
+    EXIT,
+    set(0, XDP_PASS),
+    EXIT,
+];
 
 /// Sends IPv4 UDP back where it came from by `XDP_TX`: MAC and IP addresses exchanged, ports
 /// not (use the same on both sides; no checksum changes). All else is passed. It proves a
@@ -104,6 +128,11 @@ impl Program {
     /// Passes every frame: what a veth's peer needs for `XDP_TX` and redirects to arrive.
     pub fn pass() -> Result<Self> {
         Self::load(PASS)
+    }
+
+    /// Drops every TCP segment.
+    pub fn drop_tcp() -> Result<Self> {
+        Self::load(DROP_TCP)
     }
 
     /// Loads bytecode.

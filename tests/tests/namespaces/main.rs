@@ -6,6 +6,7 @@ mod agent;
 mod churn;
 mod drain;
 mod drift;
+mod faults;
 mod flood;
 mod forwarding;
 mod laboratory;

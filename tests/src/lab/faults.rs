@@ -1,0 +1,40 @@
+//! Things that go wrong with a backend, one call each.
+
+use std::{fs, net::IpAddr};
+
+use anyhow::{Context, Result};
+
+use super::{Agent, Attached, Host, Lab, Program, host::ip_batch};
+
+impl Host {
+    /// Takes a VIP off the loopback interface: frames for it are no longer this machine's.
+    pub fn disown_vip(&self, vip: IpAddr) -> Result<()> {
+        let length = if vip.is_ipv4() { 32 } else { 128 };
+        self.ip(&format!("address del {vip}/{length} dev lo"))
+    }
+}
+
+impl Agent {
+    /// Ends the agent and takes its program off `eth0`; the VIPs stay. What comes in a tunnel is
+    /// no longer unpacked.
+    pub fn stop_decapsulating(&mut self) -> Result<()> {
+        self.kill9()?;
+        let link = self.pins().join("links/eth0");
+        fs::remove_file(&link).with_context(|| format!("remove {}", link.display()))
+    }
+}
+
+impl Lab {
+    /// Lets no more than `mtu` bytes of IP pass through the switch to `host`; what is larger
+    /// vanishes, without ICMP.
+    pub fn narrow(&self, host: &Host, mtu: u32) -> Result<()> {
+        let port = host.interfaces()[0].port();
+        self.switch.enter(|| ip_batch(&format!("link set {port} mtu {mtu}\n")))
+    }
+
+    /// Until it is dropped, TCP segments that `host` sends vanish in the switch, while it is still
+    /// found by ARP and neighbour discovery: a server that died without a word.
+    pub fn mute(&self, host: &Host) -> Result<Attached> {
+        Program::drop_tcp()?.attach(&self.switch, host.interfaces()[0].port())
+    }
+}
