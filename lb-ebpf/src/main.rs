@@ -34,8 +34,9 @@ pub fn answers(ctx: XdpContext) -> u32 {
 }
 
 /// Attached to the prober's end of the pair: a veth takes redirected frames only if there is a
-/// program on its peer.
-#[xdp]
+/// program on its peer, and frames larger than a page only if that one takes them in several
+/// buffers (`veth_xdp_set`, `drivers/net/veth.c`; needs 5.18).
+#[xdp(frags)]
 pub fn pass(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_PASS
 }

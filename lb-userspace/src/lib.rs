@@ -23,5 +23,6 @@ pub mod model;
 pub mod network;
 pub mod observe;
 pub mod operate;
+pub mod prober;
 pub mod reconcile;
 pub mod seed;

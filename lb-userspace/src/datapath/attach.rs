@@ -56,7 +56,8 @@ pub(crate) fn attach(
     Ok(())
 }
 
-fn attach_as(program: &mut Xdp, interface: &Interface, native: bool) -> Result<FdLink> {
+/// Attaches to one of the two hooks; dropping the link detaches.
+pub(super) fn attach_as(program: &mut Xdp, interface: &Interface, native: bool) -> Result<FdLink> {
     let name = &*interface.name;
     let hook = if native { "native" } else { "generic" };
     let id = program

@@ -15,6 +15,7 @@ pub(crate) mod load;
 mod maps;
 mod memory;
 mod pins;
+mod prober;
 mod probes;
 pub mod upgrade;
 
@@ -34,6 +35,7 @@ pub use self::{
     maps::{Maps, Raw},
     memory::Mapping,
     pins::Pins,
+    prober::{Held, ProberParts, ProberProgram},
     probes::Probes,
 };
 use crate::{

@@ -11,14 +11,15 @@
 //! has to remember it and an operator's own address is never taken away.
 
 use std::{
-    collections::{BTreeSet, HashSet},
+    collections::{BTreeMap, BTreeSet, HashSet},
     net::IpAddr,
 };
 
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
     address::{
-        AddressAttribute, AddressFlags, AddressMessage, AddressProtocol, AddressScope, CacheInfo,
+        AddressAttribute, AddressFlags, AddressHeaderFlags, AddressMessage, AddressProtocol,
+        AddressScope, CacheInfo,
     },
     link::{LinkFlags, LinkMessage},
 };
@@ -123,6 +124,32 @@ pub async fn vips_added() -> Result<BTreeSet<IpAddr>, Error> {
     let netlink = Netlink::open()?;
     let addresses = list(&netlink).await?;
     Ok(addresses.iter().filter(|message| marked(message)).filter_map(address).collect())
+}
+
+/// The addresses that this host can be reached at, by the index of their interface, in the
+/// kernel's order.
+pub type OwnAddresses = BTreeMap<u32, Vec<IpAddr>>;
+
+/// This host's own addresses: not those that Sluice added, nor of a link or of the host alone, nor
+/// what is not to be used (yet, or any more).
+///
+/// # Errors
+/// If the kernel does not list them.
+pub async fn own_addresses() -> Result<OwnAddresses, Error> {
+    let mut own = OwnAddresses::new();
+    for message in list(&Netlink::open()?).await? {
+        let unfit = AddressHeaderFlags::Tentative
+            | AddressHeaderFlags::Dadfailed
+            | AddressHeaderFlags::Deprecated;
+        if message.header.scope == AddressScope::Universe
+            && !message.header.flags.intersects(unfit)
+            && !marked(&message)
+            && let Some(address) = address(&message)
+        {
+            own.entry(message.header.index).or_default().push(address);
+        }
+    }
+    Ok(own)
 }
 
 pub(super) async fn list(netlink: &Netlink) -> Result<Vec<AddressMessage>, Error> {

@@ -21,11 +21,13 @@ mod sysctl;
 use std::{io, path::PathBuf};
 
 pub use self::{
-    addresses::{add_vip, own_vips, remove_vip, remove_vips, vips_added},
+    addresses::{
+        OwnAddresses, add_vip, own_addresses, own_vips, remove_vip, remove_vips, vips_added,
+    },
     links::{Interface, XdpProgram, interface},
     netlink::Failure,
     next_hop::{NextHop, Unresolved},
-    probe_namespace::{NamespaceError, ProbeNamespace, VethMacs},
+    probe_namespace::{NamespaceError, ProbeNamespace},
     resolver::{NextHops, Snapshot},
     sysctl::{Ipv4Setting, Sysctl},
 };

@@ -28,6 +28,7 @@ use std::{
     thread,
 };
 
+use lb_common::abi::{PROBE_HOST_MAC, PROBE_PEER_MAC};
 use nix::{errno::Errno, sched::CloneFlags};
 use rtnetlink::packet_route::{
     AddressFamily, RouteNetlinkMessage,
@@ -41,7 +42,8 @@ use rtnetlink::packet_route::{
 use tokio::{net::TcpSocket, runtime::Handle, sync::oneshot};
 
 use super::{
-    Error, Failure, Mac, addresses, links,
+    Error, Failure, Interface, addresses,
+    links::{self, Links},
     netlink::{CREATE_NEW, Netlink},
     offloads,
 };
@@ -95,23 +97,14 @@ fn refusal(errno: Errno) -> String {
     }
 }
 
-/// The two MACs of the veth pair. They are constants of the kernel program.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct VethMacs {
-    /// Of the host's end.
-    pub host: Mac,
-    /// Of the end in the namespace: where frames for the probes go to.
-    pub far: Mac,
-}
-
 /// A network namespace of our own, joined to the host's by a veth pair. Dropped, it goes when
 /// its last socket is closed.
 pub struct ProbeNamespace {
     tasks: mpsc::Sender<Task>,
     /// Asks inside.
     netlink: Netlink,
-    host_end: u32,
-    far_end: u32,
+    host_end: Interface,
+    far_end: Interface,
 }
 
 impl ProbeNamespace {
@@ -120,7 +113,7 @@ impl ProbeNamespace {
     ///
     /// # Errors
     /// If this process may not, or the kernel can't; nothing is left then.
-    pub async fn create(macs: VethMacs, owner: &str) -> Result<Self, NamespaceError> {
+    pub async fn create(owner: &str) -> Result<Self, NamespaceError> {
         let (tasks, file) = start_thread().await?;
         let runtime = Handle::current();
         let netlink = run(&tasks, move || {
@@ -129,12 +122,12 @@ impl ProbeNamespace {
         })
         .await??;
         let host = Netlink::open()?;
-        host.change(veth(macs, owner, &file), CREATE_NEW)
+        host.change(veth(owner, &file), CREATE_NEW)
             .await
             .map_err(|failure| failure.during("make a veth pair for the probes"))?;
-        let (far_end, host_end) = ends(&netlink).await?;
-        set_up(&host, host_end).await?;
-        set_up(&netlink, far_end).await?;
+        let (far_end, host_end) = ends(&netlink, &host).await?;
+        set_up(&host, host_end.index).await?;
+        set_up(&netlink, far_end.index).await?;
         run(&tasks, || {
             for (path, value) in SYSCTLS {
                 fs::write(path, value).map_err(|source| NamespaceError::SetUp {
@@ -151,15 +144,14 @@ impl ProbeNamespace {
         Ok(Self { tasks, netlink, host_end, far_end })
     }
 
-    /// Index of the host's end, in the host's namespace.
-    pub const fn host_end(&self) -> u32 {
-        self.host_end
+    /// The host's end, as it was made, in the host's namespace.
+    pub const fn host_end(&self) -> &Interface {
+        &self.host_end
     }
 
-    /// Index of the other end, in the namespace: what is done with it must [`run`](Self::run)
-    /// there.
-    pub const fn far_end(&self) -> u32 {
-        self.far_end
+    /// The other end, as it was made: what is done with it must [`run`](Self::run) inside.
+    pub const fn far_end(&self) -> &Interface {
+        &self.far_end
     }
 
     /// Makes these the addresses that can be sent from, and no others; connections from one that
@@ -169,7 +161,7 @@ impl ProbeNamespace {
     /// If the kernel refuses one; those before it are set.
     pub async fn set_sources(&self, wanted: &BTreeSet<IpAddr>) -> Result<(), Error> {
         let present = addresses::list(&self.netlink).await?;
-        let here = |message: &&AddressMessage| message.header.index == self.far_end;
+        let here = |message: &&AddressMessage| message.header.index == self.far_end.index;
         let mut missing = wanted.clone();
         for message in present.iter().filter(here) {
             let Some(address) = addresses::address(message) else { continue };
@@ -183,7 +175,7 @@ impl ProbeNamespace {
             }
         }
         for address in &missing {
-            let message = addresses::host_address(*address, self.far_end);
+            let message = addresses::host_address(*address, self.far_end.index);
             let added =
                 self.netlink.change(RouteNetlinkMessage::NewAddress(message), CREATE_NEW).await;
             added.map_err(|failure| failure.during(format!("send probes from {address}")))?;
@@ -191,7 +183,7 @@ impl ProbeNamespace {
         // With its last IPv4 address an interface loses its routes (`fib_inetaddr_event`,
         // `net/ipv4/fib_frontend.c`).
         for family in families(&missing) {
-            let route = RouteNetlinkMessage::NewRoute(default_route(family, self.far_end));
+            let route = RouteNetlinkMessage::NewRoute(default_route(family, self.far_end.index));
             match self.netlink.change(route, CREATE_NEW).await {
                 Ok(()) | Err(Failure::Errno(libc::EEXIST)) => {}
                 Err(failure) => return Err(failure.during("route the probes")),
@@ -265,11 +257,11 @@ async fn run<T: Send + 'static>(
 }
 
 /// Asks for the pair, seen from the host: its own end, and in it the other.
-fn veth(macs: VethMacs, owner: &str, namespace: &File) -> RouteNetlinkMessage {
+fn veth(owner: &str, namespace: &File) -> RouteNetlinkMessage {
     let mut far = LinkMessage::default();
     far.attributes = vec![
         LinkAttribute::IfName(FAR_END.to_owned()),
-        LinkAttribute::Address(macs.far.to_vec()),
+        LinkAttribute::Address(PROBE_PEER_MAC.to_vec()),
         LinkAttribute::Mtu(MTU),
         LinkAttribute::NetNsFd(namespace.as_raw_fd()),
     ];
@@ -277,7 +269,7 @@ fn veth(macs: VethMacs, owner: &str, namespace: &File) -> RouteNetlinkMessage {
     host.attributes = vec![
         LinkAttribute::IfName(HOST_END.to_owned()),
         LinkAttribute::IfAlias(format!("sluice {owner}: health probes through the VIPs")),
-        LinkAttribute::Address(macs.host.to_vec()),
+        LinkAttribute::Address(PROBE_HOST_MAC.to_vec()),
         LinkAttribute::Mtu(HOST_END_MTU),
         LinkAttribute::LinkInfo(vec![
             LinkInfo::Kind(InfoKind::Veth),
@@ -287,21 +279,30 @@ fn veth(macs: VethMacs, owner: &str, namespace: &File) -> RouteNetlinkMessage {
     RouteNetlinkMessage::NewLink(host)
 }
 
-/// Indices of the two ends, each in its namespace, asked for in that of the far end.
-async fn ends(inside: &Netlink) -> Result<(u32, u32), Error> {
-    let dump = links::dump(inside).await.map_err(|failure| failure.during("find the veth pair"))?;
-    let pair = dump.messages.iter().find_map(|message| match message {
-        RouteNetlinkMessage::NewLink(link) => {
-            let named = LinkAttribute::IfName(FAR_END.to_owned());
-            let other = link.attributes.iter().find_map(|attribute| match attribute {
-                LinkAttribute::Link(index) => Some(*index),
-                _ => None,
-            });
-            link.attributes.contains(&named).then_some((link.header.index, other?))
-        }
+/// The far end and the host's, each asked for in its namespace.
+async fn ends(inside: &Netlink, host: &Netlink) -> Result<(Interface, Interface), Error> {
+    let attempt = |failure: Failure| failure.during("find the veth pair of the probes");
+    let dump = links::dump(inside).await.map_err(attempt)?;
+    let host_index = dump.messages.iter().find_map(|message| match message {
+        RouteNetlinkMessage::NewLink(link) => peer_of_far_end(link),
         _ => None,
     });
-    pair.ok_or_else(|| Failure::NoAnswer.during("find the veth pair"))
+    let (mut there, mut here) = (Links::default(), Links::default());
+    there.replace(&dump);
+    here.replace(&links::dump(host).await.map_err(attempt)?);
+    let host_end = host_index.and_then(|index| here.find(index));
+    let host_end = host_end.ok_or_else(|| attempt(Failure::NoAnswer))?;
+    Ok((there.named(FAR_END)?, host_end.clone()))
+}
+
+/// If it is the far end: the index of the host's, in the host's namespace.
+fn peer_of_far_end(link: &LinkMessage) -> Option<u32> {
+    let name = LinkAttribute::IfName(FAR_END.to_owned());
+    let peer = link.attributes.iter().find_map(|attribute| match attribute {
+        LinkAttribute::Link(index) => Some(*index),
+        _ => None,
+    });
+    peer.filter(|_| link.attributes.contains(&name))
 }
 
 /// Switches an end on, with no life of its own: it asks for no neighbour (every frame goes to the

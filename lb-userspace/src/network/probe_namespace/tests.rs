@@ -19,7 +19,6 @@ use tokio::time::timeout;
 use super::*;
 use crate::network::lab::{Namespace, block_on};
 
-const MACS: VethMacs = VethMacs { host: [2, 0, 0, 0, 0, 0x51], far: [2, 0, 0, 0, 0, 0x52] };
 const PATIENCE: Duration = Duration::from_secs(10);
 
 fn ip(text: &str) -> IpAddr {
@@ -52,8 +51,8 @@ fn answer_a_syn(packets: &OwnedFd, vip: SocketAddr) -> Vec<u8> {
             continue;
         }
         let mut answer = frame[..tcp + 20].to_vec();
-        answer[..6].copy_from_slice(&MACS.far);
-        answer[6..12].copy_from_slice(&MACS.host);
+        answer[..6].copy_from_slice(&PROBE_PEER_MAC);
+        answer[6..12].copy_from_slice(&PROBE_HOST_MAC);
         let (source, destination) = (addresses..addresses + size, addresses + size);
         answer[source.clone()].copy_from_slice(&frame[destination..destination + size]);
         answer[destination..destination + size].copy_from_slice(&frame[source]);
@@ -93,7 +92,7 @@ fn a_probe_leaves_by_the_hosts_end_and_is_answered_there() {
             to_answer.iter().map(|vip| answer_a_syn(&packets, vip)).collect::<Vec<_>>()
         });
         block_on(async {
-            let namespace = ProbeNamespace::create(MACS, "test").await.expect("make it");
+            let namespace = ProbeNamespace::create("test").await.expect("make it");
             let sources = cases.map(|(source, _)| ip(source));
             namespace.set_sources(&sources.into()).await.expect("set the sources");
             for (source, vip) in cases {
@@ -144,9 +143,9 @@ fn several_live_side_by_side_and_leave_nothing() {
     let Some(host) = Namespace::new() else { return };
     host.run(|| {
         block_on(async {
-            let one = ProbeNamespace::create(MACS, "one").await.expect("make one");
-            let two = ProbeNamespace::create(MACS, "two").await.expect("make another");
-            assert_ne!(one.host_end(), two.host_end());
+            let one = ProbeNamespace::create("one").await.expect("make one");
+            let two = ProbeNamespace::create("two").await.expect("make another");
+            assert_ne!(one.host_end().index, two.host_end().index);
             assert_eq!(interfaces(), ["lo", "sl-probe0", "sl-probe1"]);
             // As at the death of the process: all at once.
             let socket = one.socket(ip("192.0.2.1")).await.expect("a socket");
