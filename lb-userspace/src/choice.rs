@@ -12,7 +12,8 @@ pub enum Tier {
     Healthy,
     /// None is: the service's backups that are.
     Backup,
-    /// Nobody is healthy: all that are enabled, because a check can be wrong (`fail_open`).
+    /// Nobody is healthy: all that are enabled, because a check can be wrong (`fail_open`); of
+    /// these, those that answer at all, if any does.
     FailOpen,
     /// Nobody is enabled: those that are draining.
     Draining,
@@ -29,16 +30,31 @@ pub struct Choice {
     pub takes: Vec<bool>,
 }
 
+/// What is thought of a backend, all that is seen taken together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It may have new flows.
+    Well,
+    /// It answers, though wrongly; or nobody knows yet.
+    Ill,
+    /// It does not answer.
+    Gone,
+}
+
 /// Chooses. A backend that is leaving, or of weight 0, never takes new flows.
-pub fn choose(service: &Service, is_well: impl Fn(&Backend) -> bool) -> Choice {
+pub fn choose(service: &Service, condition: impl Fn(&Backend) -> Condition) -> Choice {
+    let is_well = |backend: &Backend| condition(backend) == Condition::Well;
+    let is_gone = |backend: &Backend| condition(backend) == Condition::Gone;
     let backends = || service.backends.iter();
     let enabled = |backend: &Backend| may(backend) && backend.admin == Admin::Enabled;
     let draining = |backend: &Backend| may(backend) && matches!(backend.admin, Admin::Draining(_));
     type Takes<'t> = &'t dyn Fn(&Backend) -> bool;
-    let tiers: [(Tier, Takes<'_>); 4] = [
+    let open = |backend: &Backend| service.fail_open && enabled(backend);
+    let tiers: [(Tier, Takes<'_>); 5] = [
         (Tier::Healthy, &|backend| enabled(backend) && !backend.backup && is_well(backend)),
         (Tier::Backup, &|backend| enabled(backend) && backend.backup && is_well(backend)),
-        (Tier::FailOpen, &|backend| service.fail_open && enabled(backend)),
+        (Tier::FailOpen, &|backend| open(backend) && !is_gone(backend)),
+        (Tier::FailOpen, &open),
         (Tier::Draining, &|backend| draining(backend) && (is_well(backend) || service.fail_open)),
     ];
     for (tier, takes) in tiers {
@@ -54,9 +70,10 @@ fn may(backend: &Backend) -> bool {
 }
 
 /// How many backends can take new flows: what `min_available` is held against.
-pub fn available(service: &Service, is_well: impl Fn(&Backend) -> bool) -> usize {
-    let can =
-        |backend: &&Backend| may(backend) && backend.admin == Admin::Enabled && is_well(backend);
+pub fn available(service: &Service, condition: impl Fn(&Backend) -> Condition) -> usize {
+    let can = |backend: &&Backend| {
+        may(backend) && backend.admin == Admin::Enabled && condition(backend) == Condition::Well
+    };
     service.backends.iter().filter(can).count()
 }
 
@@ -77,8 +94,13 @@ mod tests {
         service
     }
 
+    fn unless(is_ill: bool, otherwise: Condition) -> Condition {
+        if is_ill { otherwise } else { Condition::Well }
+    }
+
     fn takers(service: &Service, ill: &[&str]) -> (Tier, Vec<String>) {
-        let choice = choose(service, |backend| !ill.contains(&&*backend.name));
+        let choice =
+            choose(service, |backend| unless(ill.contains(&&*backend.name), Condition::Ill));
         let names = service.backends.iter().zip(&choice.takes).filter(|(_, takes)| **takes);
         (choice.tier, names.map(|(backend, _)| backend.name.clone()).collect())
     }
@@ -118,8 +140,22 @@ mod tests {
             backends[2].leaving = true;
         });
         assert_eq!(takers(&service, &[]), (Tier::Backup, names(&["web-4"])));
-        assert_eq!(available(&service, |_| true), 1);
-        assert_eq!(available(&with(|_| ()), |backend| backend.name != "web-1"), 3);
+        assert_eq!(available(&service, |_| Condition::Well), 1);
+        let first_is_ill = |backend: &Backend| unless(backend.name == "web-1", Condition::Ill);
+        assert_eq!(available(&with(|_| ()), first_is_ill), 3);
+    }
+
+    #[test]
+    fn who_does_not_answer_is_the_last_to_be_asked() {
+        let service = with(|_| ());
+        let but_one = |backend: &Backend| match &*backend.name {
+            "web-2" => Condition::Ill,
+            _ => Condition::Gone,
+        };
+        let choice = choose(&service, but_one);
+        assert_eq!((choice.tier, choice.takes), (Tier::FailOpen, vec![false, true, false, false]));
+        let choice = choose(&service, |_| Condition::Gone);
+        assert_eq!((choice.tier, choice.takes), (Tier::FailOpen, vec![true; 4]));
     }
 
     fn names(names: &[&str]) -> Vec<String> {

@@ -4,6 +4,8 @@
 //! before the first frame comes in; the VIPs, which draw frames here, come last. When the
 //! daemon goes, forwarding stays.
 
+mod probing;
+
 use std::{
     collections::BTreeSet,
     net::IpAddr,
@@ -21,6 +23,7 @@ use tokio::{
     time::{MissedTickBehavior, interval, timeout},
 };
 
+use self::probing::Probing;
 use crate::{
     config,
     control::{
@@ -80,6 +83,7 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
     }
 
     let observed = start(&instance, restored, &interfaces, &snapshots).await?;
+    let mut probing = Probing::start(&instance, &observed).await;
     note(&observed, EventKind::Daemon, format!("forwarding, sluice {}", api::VERSION));
     if observed.lock().datapath.is_outdated() {
         let observed = observed.clone();
@@ -119,7 +123,7 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
         }
     }
 
-    let result = watch_over(&observed, &next_hops, &config).await;
+    let result = watch_over(&observed, &next_hops, &config, &mut probing).await;
     let text = "stopping; forwarding goes on without the daemon, `sluice detach` ends it";
     note(&observed, EventKind::Daemon, text);
     // Fails only if nobody listens any more.
@@ -253,11 +257,18 @@ async fn see_interfaces(names: &[String]) -> Vec<InterfaceSeen> {
 }
 
 /// Keeps the maps as wanted until a signal comes.
-async fn watch_over(observed: &Observed, next_hops: &NextHops, config: &Path) -> Result<()> {
+async fn watch_over(
+    observed: &Observed,
+    next_hops: &NextHops,
+    config: &Path,
+    probing: &mut Probing,
+) -> Result<()> {
     let mut terminate = signal(SignalKind::terminate()).context("listen for SIGTERM")?;
     let mut interrupt = signal(SignalKind::interrupt()).context("listen for SIGINT")?;
     let mut hang_up = signal(SignalKind::hangup()).context("listen for SIGHUP")?;
+    let instance = observed.lock().instance.clone();
     let mut snapshots = next_hops.snapshots();
+    let mut health = probing.changes();
     let mut pulses = interval(PULSE);
     pulses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulse = 0u32;
@@ -269,8 +280,15 @@ async fn watch_over(observed: &Observed, next_hops: &NextHops, config: &Path) ->
             _ = hang_up.recv() => {
                 block_in_place(|| reload(observed, config));
                 follow(observed, next_hops, &mut owned).await;
+                probing.follow(observed).await;
             }
-            () = observed.changed() => follow(observed, next_hops, &mut owned).await,
+            () = observed.changed() => {
+                follow(observed, next_hops, &mut owned).await;
+                probing.follow(observed).await;
+            }
+            Ok(()) = health.changed() => {
+                block_in_place(|| observed.lock().look_at_backends());
+            }
             Ok(()) = snapshots.changed() => {
                 let snapshot = snapshots.borrow_and_update().clone();
                 note_changes(observed, &snapshot);
@@ -279,11 +297,14 @@ async fn watch_over(observed: &Observed, next_hops: &NextHops, config: &Path) ->
                     state.next_hops = snapshot;
                     state.try_reconcile();
                 });
+                probing.follow(observed).await;
             }
             _ = pulses.tick() => {
                 pulse = pulse.wrapping_add(1);
                 if pulse.is_multiple_of(ROUND) {
                     look_around(observed, &mut owned).await;
+                    probing.follow(observed).await;
+                    probing.keep(&instance);
                 }
                 block_in_place(|| beat(observed, pulse));
             }
@@ -364,6 +385,7 @@ fn beat(observed: &Observed, pulse: u32) {
     {
         tracing::error!("can't look whether the maps hold what we wrote: {error:#}");
     }
+    state.look_at_backends();
     let is_round = pulse.is_multiple_of(ROUND);
     if is_round || state.intent.waits() {
         state.limit();

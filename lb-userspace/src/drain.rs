@@ -3,7 +3,7 @@
 //! It knows nothing of packets: the daemon tells it what a pass over the flow table counted, and
 //! writes into the maps what follows.
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
 use lb_common::service::BackendState;
 use serde::{Deserialize, Serialize};
@@ -28,6 +28,14 @@ impl Moment {
     /// From then to now; zero if the clock was set back.
     pub fn until(self, now: Self) -> Duration {
         Duration::from_millis(now.0.saturating_sub(self.0))
+    }
+}
+
+/// RFC 3339, UTC, to the second.
+impl fmt::Display for Moment {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let time = std::time::UNIX_EPOCH + Duration::from_millis(self.0);
+        humantime::format_rfc3339_seconds(time).fmt(f)
     }
 }
 

@@ -239,7 +239,7 @@ fn log(event: &Event) {
         EventKind::Daemon | EventKind::Change | EventKind::Drained | EventKind::Upgrade => {
             tracing::info!(kind, service, backend, uid, pid, generation, "{text}");
         }
-        EventKind::Drift | EventKind::Attach | EventKind::NextHop => {
+        EventKind::Drift | EventKind::Attach | EventKind::NextHop | EventKind::Health => {
             tracing::warn!(kind, service, backend, "{text}");
         }
         EventKind::Trouble => tracing::error!(kind, service, backend, "{text}"),

@@ -2,7 +2,7 @@
 //!
 //! `config` makes a `model::Desired` of a file; `intent` lays on top of it what was said at run
 //! time, `drain` and `choice` say what follows from that; `network` finds the backends' next
-//! hops; `reconcile` plans and writes what differs into the maps of `datapath`; `observe` tells
+//! hops, `health` says who is well; `reconcile` plans and writes what differs into the maps of `datapath`; `observe` tells
 //! what is and `operate` changes it, over `control` and `http`, for the `cli`. `daemon` wires
 //! them together.
 
@@ -26,3 +26,4 @@ pub mod operate;
 pub mod prober;
 pub mod reconcile;
 pub mod seed;
+pub mod whole_file;

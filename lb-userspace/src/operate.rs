@@ -21,7 +21,6 @@ use crate::{
     journal::Entry,
     model::{Backend, Desired, Identity, Service},
     observe::State,
-    reconcile::is_resolved,
 };
 
 impl State {
@@ -34,8 +33,8 @@ impl State {
         transaction: &api::Transaction,
         peer: &Peer,
     ) -> Result<api::Changed, Refusal> {
-        let is_well = |backend: &Backend| is_resolved(&self.next_hops, backend);
-        let next = self.intent.change(transaction, is_well, Moment::now())?;
+        let condition = |service: &Service, backend: &Backend| self.condition(service, backend);
+        let next = self.intent.change(transaction, condition, Moment::now())?;
         Ok(self.take(next, peer, Vec::new()))
     }
 
@@ -46,8 +45,7 @@ impl State {
     pub fn apply(&mut self, file: &api::ConfigFile, peer: &Peer) -> Result<api::Changed, Refusal> {
         let (next, mut warnings) = self.declared(file)?;
         if !file.force {
-            let is_well = |backend: &Backend| is_resolved(&self.next_hops, backend);
-            self.intent.guard(&next, is_well)?;
+            self.intent.guard(&next, |service, backend| self.condition(service, backend))?;
         }
         warnings.extend(self.only_at_a_start(&next.desired()));
         Ok(self.take(next, peer, warnings))
@@ -60,14 +58,14 @@ impl State {
     /// If it is not valid.
     pub fn begin_plan(&self, file: &api::ConfigFile) -> Result<Planning, Refusal> {
         let (next, mut warnings) = self.declared(file)?;
-        let is_well = |backend: &Backend| is_resolved(&self.next_hops, backend);
-        let refused = self.intent.guard(&next, is_well).err().map(|refusal| refusal.to_string());
+        let guarded = self.intent.guard(&next, |service, backend| self.condition(service, backend));
+        let refused = guarded.err().map(|refusal| refusal.to_string());
         let after = next.desired();
         warnings.extend(self.only_at_a_start(&after));
         Ok(Planning {
             before: self.desired.clone(),
             after,
-            next_hops: self.next_hops.clone(),
+            standings: self.judge.standings().clone(),
             seed: self.datapath.seed(),
             refused,
             warnings,
@@ -289,15 +287,11 @@ impl Fate {
 
 fn drain(service: &Service, backend: &Backend, now: Moment) -> Option<api::Drain> {
     let seconds = |time: Duration| time.as_secs_f64();
-    let since = |moment: Moment| {
-        let time = std::time::UNIX_EPOCH + Duration::from_millis(moment.0);
-        humantime::format_rfc3339_seconds(time).to_string()
-    };
     let told = |admin, from: Moment, until: Moment| api::Drain {
         service: service.name.clone(),
         backend: backend.name.clone(),
         admin,
-        since: since(from),
+        since: from.to_string(),
         deadline_seconds: 0.0,
         seconds: seconds(from.until(until)),
         flows_at_start: None,

@@ -3,8 +3,7 @@
 
 use std::{
     fs,
-    io::{self, Read as _, Write as _},
-    os::unix::fs::OpenOptionsExt as _,
+    io::{self, Read as _},
     path::Path,
 };
 
@@ -12,6 +11,8 @@ use anyhow::{Context as _, Result};
 use lb_common::hash::KEYS;
 use sha2::{Digest as _, Sha256};
 use siphasher::sip::SipHasher24;
+
+use crate::whole_file;
 
 /// 32 bytes nobody guesses.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -45,7 +46,7 @@ impl Seed {
             Err(error) => tracing::warn!("can't read {}: {error}", path.display()),
         }
         let seed = Self::random()?;
-        if let Err(error) = seed.keep(directory, &path) {
+        if let Err(error) = whole_file::write(&path, &seed.0) {
             tracing::warn!(
                 "can't keep the hash seed in {}: {error}; after a reboot flows may choose other \
                  backends",
@@ -53,21 +54,6 @@ impl Seed {
             );
         }
         Ok(seed)
-    }
-
-    /// Whole or not at all: written beside, flushed, then renamed.
-    fn keep(&self, directory: &Path, path: &Path) -> io::Result<()> {
-        fs::create_dir_all(directory)?;
-        let beside = path.with_extension("new");
-        let mut file = fs::OpenOptions::new()
-            .write(true)
-            .create(true)
-            .truncate(true)
-            .mode(0o600)
-            .open(&beside)?;
-        file.write_all(&self.0)?;
-        file.sync_all()?;
-        fs::rename(&beside, path)
     }
 
     /// From the kernel's random numbers.

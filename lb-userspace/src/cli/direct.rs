@@ -16,7 +16,7 @@ use crate::{
         api::EventKind,
         server::{self, Claim},
     },
-    datapath,
+    datapath, health,
     instance::Instance,
     intent::kept,
     journal::{Entry, Journal},
@@ -38,6 +38,7 @@ pub async fn detach(instance: &Instance) -> Result<()> {
         // Nobody is left to tell that stderr is closed.
         let _ = writeln!(io::stderr(), "instance {instance} is not attached: nothing to do");
     }
+    health::kept::forget(&instance.state()).context("forget what was seen of the backends")?;
     kept::forget(&instance.state()).with_context(|| {
         format!("forget what was said at run time, in {}", instance.state().display())
     })

@@ -74,7 +74,9 @@ fn line(event: &Event, json: bool, palette: Palette) -> anyhow::Result<String> {
     let tone = match event.kind {
         EventKind::Daemon | EventKind::Change | EventKind::Upgrade => Tone::Plain,
         EventKind::Drained => Tone::Good,
-        EventKind::Drift | EventKind::Attach | EventKind::NextHop => Tone::Doubtful,
+        EventKind::Drift | EventKind::Attach | EventKind::NextHop | EventKind::Health => {
+            Tone::Doubtful
+        }
         EventKind::Trouble => Tone::Bad,
     };
     // To the second, for people.

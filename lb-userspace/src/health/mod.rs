@@ -1,15 +1,23 @@
-//! What is seen of the backends: active checks.
+//! What is seen of the backends, and what follows from it.
 //!
 //! `engine` makes a `probe` of each target when it is due: by a `path` it gets a connection, over
 //! which it speaks `http` or `grpc`, in `tls` or not. `failure` lists why a probe was no success;
 //! `state` makes of probes what a backend is, purely.
+//!
+//! `judge` puts together what probes, next hops and clients' packets say: `pool` holds back where
+//! the fault may be ours, `slow_start` lets in by steps, `standing` is what comes of it.
 
 mod engine;
 mod failure;
 mod grpc;
 mod http;
+mod judge;
+pub mod kept;
 mod path;
+mod pool;
 mod probe;
+mod slow_start;
+mod standing;
 mod state;
 mod target;
 mod tls;
@@ -17,8 +25,9 @@ mod tls;
 pub use self::{
     engine::{Engine, Figures},
     failure::{Class, Failure},
-    path::{Connection, Direct, Path, Paths},
+    judge::{Evidence, Judge, Note, Probed, Traffic},
+    path::{Closed, Connection, Direct, Path, Paths},
+    standing::{Because, Grounds, Standing, Standings},
     state::{Kept, Probe, Seen, State, Thresholds},
     target::Target,
 };
-

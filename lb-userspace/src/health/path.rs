@@ -54,6 +54,15 @@ impl Path for Direct {
     }
 }
 
+/// No way at all, and why.
+pub struct Closed(pub String);
+
+impl Path for Closed {
+    fn connect<'a>(&'a self, _: &'a Target) -> BoxFuture<'a, Result<Connection, Failure>> {
+        Box::pin(async { Err(Failure::NotMade(self.0.clone())) })
+    }
+}
+
 impl Failure {
     /// What a failed `connect` tells; `timeout` is the probe's.
     pub fn of_connect(error: &io::Error, timeout: Duration) -> Self {

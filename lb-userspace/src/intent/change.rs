@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{Intent, Leave, Refusal, Said, guard};
 use crate::{
+    choice::Condition,
     config::{self, BackendSpec, ServiceSpec},
     drain::{Event, Moment},
     model::{Backend, Desired, Service},
@@ -97,7 +98,7 @@ pub struct Target {
 }
 
 impl Intent {
-    /// Makes all changes of a transaction. `is_well` tells whether a backend is known to be
+    /// Makes all changes of a transaction. `condition` tells what is thought of a backend
     /// ill.
     ///
     /// # Errors
@@ -105,7 +106,7 @@ impl Intent {
     pub fn change(
         &self,
         transaction: &Transaction,
-        is_well: impl Fn(&Backend) -> bool,
+        condition: impl Fn(&Service, &Backend) -> Condition,
         now: Moment,
     ) -> Result<Self, Refusal> {
         let before = self.desired();
@@ -116,7 +117,7 @@ impl Intent {
         let Draft { intent: mut next, .. } = draft;
         next.settle(&before, if transaction.force { Leave::Cut } else { Leave::Drain }, now);
         if !transaction.force {
-            guard::min_available(&before, &next.desired(), is_well)?;
+            guard::min_available(&before, &next.desired(), condition)?;
         }
         Ok(next)
     }

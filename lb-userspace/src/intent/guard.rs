@@ -6,7 +6,7 @@ use humantime::format_duration;
 
 use super::Target;
 use crate::{
-    choice::available,
+    choice::{Condition, available},
     config::{MAX_FILE_BYTES, Problem},
     model::{Backend, Desired, Service},
 };
@@ -146,12 +146,14 @@ fn staying(desired: &Desired) -> impl Iterator<Item = &Service> {
 pub(super) fn min_available(
     before: &Desired,
     after: &Desired,
-    is_well: impl Fn(&Backend) -> bool,
+    condition: impl Fn(&Service, &Backend) -> Condition,
 ) -> Result<(), Refusal> {
     for service in staying(after) {
         let Some(was) = before.service(&service.name) else { continue };
-        let left = available(service, &is_well);
-        if left < usize::from(service.min_available) && left < available(was, &is_well) {
+        let left = available(service, |backend| condition(service, backend));
+        if left < usize::from(service.min_available)
+            && left < available(was, |backend| condition(was, backend))
+        {
             let (service, wanted) = (service.name.clone(), service.min_available);
             return Err(Refusal::TooFew { service, left, wanted });
         }
@@ -164,7 +166,11 @@ impl super::Intent {
     ///
     /// # Errors
     /// If there is such a service.
-    pub fn guard(&self, next: &Self, is_well: impl Fn(&Backend) -> bool) -> Result<(), Refusal> {
-        min_available(&self.desired(), &next.desired(), is_well)
+    pub fn guard(
+        &self,
+        next: &Self,
+        condition: impl Fn(&Service, &Backend) -> Condition,
+    ) -> Result<(), Refusal> {
+        min_available(&self.desired(), &next.desired(), condition)
     }
 }

@@ -5,8 +5,6 @@
 
 use std::{
     fs, io,
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt as _,
     path::{Path, PathBuf},
 };
 
@@ -18,6 +16,7 @@ use crate::{
     config::{self, BackendSpec, Problem, ServiceSpec},
     drain::{Admin, Moment},
     model::{Backend, Desired, Service},
+    whole_file,
 };
 
 /// Its name in the state directory.
@@ -193,7 +192,7 @@ impl Store {
     /// If the disk is full or read-only; what was kept before is still there, whole.
     pub fn keep(&self, intent: &Intent) -> io::Result<()> {
         let json = serde_json::to_vec(&file(intent, &self.config))?;
-        write_whole(&self.directory, &self.path(), &json)
+        whole_file::write(&self.path(), &json)
     }
 }
 
@@ -206,29 +205,6 @@ pub fn forget(directory: &Path) -> io::Result<()> {
         Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
         _ => Ok(()),
     }
-}
-
-/// Written beside, flushed, renamed, and the directory flushed: whole or not at all.
-fn write_whole(directory: &Path, path: &Path, bytes: &[u8]) -> io::Result<()> {
-    fs::create_dir_all(directory)?;
-    let beside = path.with_extension("json.new");
-    let written = fs::OpenOptions::new()
-        .write(true)
-        .create(true)
-        .truncate(true)
-        .mode(0o600)
-        .open(&beside)
-        .and_then(|mut file| {
-            file.write_all(bytes)?;
-            file.sync_all()
-        })
-        .and_then(|()| fs::rename(&beside, path));
-    if let Err(error) = written {
-        // On a full disk the half of it would only take room.
-        let _ = fs::remove_file(&beside);
-        return Err(error);
-    }
-    fs::File::open(directory)?.sync_all()
 }
 
 /// A file that has changed, below what was said at run time. Additions that it does not allow

@@ -1,7 +1,10 @@
 use std::time::Duration;
 
 use super::*;
-use crate::config::{BackendSpec, ServiceSpec};
+use crate::{
+    choice::Condition,
+    config::{BackendSpec, ServiceSpec},
+};
 
 const FILE: &str = r#"
 [dataplane]
@@ -55,7 +58,7 @@ fn add(service: &str, name: &str, address: &str) -> Change {
 }
 
 fn ask(intent: &Intent, changes: &[Change], force: bool) -> Result<Intent, Refusal> {
-    intent.change(&Transaction { changes: changes.to_vec(), force }, |_| true, at(0))
+    intent.change(&Transaction { changes: changes.to_vec(), force }, |_, _| Condition::Well, at(0))
 }
 
 #[track_caller]
@@ -163,7 +166,11 @@ fn too_few_backends_are_refused_unless_forced() {
     done(&one, &[Change::Disable { target: of("web", "host-1") }]);
     // One that is ill is no help: the other is the last one.
     let transaction = Transaction { changes: vec![drain("web", "host-1")], force: false };
-    let ill = intent().change(&transaction, |backend| backend.name != "host-2", at(0));
+    let ill = |_: &Service, backend: &Backend| match &*backend.name {
+        "host-2" => Condition::Ill,
+        _ => Condition::Well,
+    };
+    let ill = intent().change(&transaction, ill, at(0));
     assert!(matches!(ill, Err(Refusal::TooFew { left: 0, .. })), "{ill:?}");
 }
 

@@ -138,6 +138,32 @@ pub enum Unresolved {
     },
 }
 
+impl Unresolved {
+    /// Whether the fault is on this host's side, or on its gateway's: then it says nothing of the
+    /// backend itself.
+    pub fn is_ours(&self) -> bool {
+        match self {
+            Self::NoRoute { .. }
+            | Self::Lookup { .. }
+            | Self::InterfaceGone { .. }
+            | Self::InterfaceDown { .. }
+            | Self::NoSource { .. }
+            | Self::NeighbourTableFull { .. } => true,
+            Self::Neighbour { address, next, .. } => address != next,
+            Self::Local { .. }
+            | Self::NotUnicast { .. }
+            | Self::Unreachable { .. }
+            | Self::Encapsulated { .. }
+            | Self::NotEthernet { .. } => false,
+        }
+    }
+
+    /// Whether it has only just been asked for, so that nothing is known yet.
+    pub const fn is_pending(&self) -> bool {
+        matches!(self, Self::Neighbour { failed: false, .. })
+    }
+}
+
 fn interface_fault(up: bool) -> &'static str {
     if up {
         "has no carrier: check the cable and the switch port"

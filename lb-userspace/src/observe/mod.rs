@@ -2,8 +2,10 @@
 //! and from what was last seen.
 
 mod flows;
+mod health;
 mod state;
 mod status;
+mod why;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 

@@ -1,8 +1,9 @@
 //! What the daemon knows: what is wanted, what the maps hold, what was last seen.
 
 use std::{
-    collections::{BTreeSet, HashMap, HashSet},
+    collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
+    sync::Arc,
     time::{Instant, SystemTime},
 };
 
@@ -13,6 +14,7 @@ use crate::{
     control::api::EventKind,
     datapath::{Datapath, IdleLimits, Sweep},
     drain::{Admin, Moment},
+    health::{self, Engine, Judge, Kept, Traffic},
     instance::Instance,
     intent::{
         Count, Intent, Progress,
@@ -45,6 +47,14 @@ pub struct State {
     pub next_hops: Snapshot,
     /// Our own addresses, from which probes are sent by way of the VIPs.
     pub probe_sources: BTreeSet<IpAddr>,
+    /// What is made of the backends.
+    pub judge: Judge,
+    /// What an earlier daemon saw of them.
+    pub kept_health: BTreeMap<Identity, Kept>,
+    /// Who probes them; `None`: nobody yet.
+    pub probes: Option<Arc<Engine>>,
+    /// What clients' packets say of them.
+    pub traffic: HashMap<Identity, Traffic>,
     /// The last pass over the flow table.
     pub sweep: Sweep,
     /// The interfaces as last seen.
@@ -95,6 +105,7 @@ impl State {
     /// A state about which nothing has been seen yet.
     pub fn new(instance: Instance, restored: Restored, datapath: Datapath, image: Image) -> Self {
         let Restored { intent, store, notes } = restored;
+        let kept_health = health::kept::read(&instance.state());
         Self {
             journal: Journal::of(&instance.state()),
             instance,
@@ -106,6 +117,10 @@ impl State {
             image,
             next_hops: Snapshot::default(),
             probe_sources: BTreeSet::new(),
+            judge: Judge::default(),
+            kept_health,
+            probes: None,
+            traffic: HashMap::new(),
             sweep: Sweep::default(),
             interfaces: Vec::new(),
             reconcile_error: None,
@@ -126,7 +141,13 @@ impl State {
     /// # Errors
     /// At the first write that fails; the next call goes on from there.
     pub fn reconcile(&mut self) -> Result<()> {
-        let wanted = reconcile::wanted(&self.desired, &self.next_hops, &self.datapath.seed());
+        self.judge();
+        let wanted = reconcile::wanted(
+            &self.desired,
+            &self.next_hops,
+            self.judge.standings(),
+            &self.datapath.seed(),
+        );
         let sweep_is_newer = self.swept.is_some_and(|swept| swept > self.changed);
         let is_idle = |index: u16| sweep_is_newer && self.sweep.entries[usize::from(index)] == 0;
         let writes = reconcile::plan(&self.image, &wanted, &self.probe_sources, is_idle)?;

@@ -7,15 +7,15 @@ use std::{
 
 use lb_common::{address::Address, counters::Event, flow, reason::Reason};
 
-use super::State;
+use super::{State, why::why};
 use crate::{
     choice::choose,
     control::api,
     datapath::BackendCounters,
-    drain::Admin,
-    model::{Backend, Service, XdpMode},
+    drain::{Admin, Moment},
+    health::{self, Seen, Standing},
+    model::{Backend, Identity, Service, XdpMode},
     network::{NextHop, Unresolved},
-    reconcile::is_resolved,
 };
 
 /// Share of the flow table that is more than it is made for.
@@ -51,6 +51,7 @@ pub(super) fn status(state: &State) -> api::Status {
         interfaces,
         services,
         flows: flow_table(state),
+        probes: probes(state),
         config: state.intent.declared().name().to_owned(),
         generation: state.intent.generation(),
         drift_repairs_total: state.drift_repairs,
@@ -67,10 +68,22 @@ fn flow_table(state: &State) -> api::FlowTable {
     })
 }
 
+fn probes(state: &State) -> api::Probes {
+    let figures = state.probes.as_ref().map(|probes| probes.figures()).unwrap_or_default();
+    api::Probes {
+        targets: figures.targets as u64,
+        running: figures.running as u64,
+        total: figures.probes_total,
+        late_total: figures.late_total,
+    }
+}
+
 /// Every backend of the maps with its counters, found by what it is.
 struct Counted {
     by_identity: HashMap<(u16, Address, [u8; 2]), u16>,
     counters: BTreeMap<u16, BackendCounters>,
+    /// What their probes have come to.
+    seen: BTreeMap<Identity, Seen>,
     error: Option<String>,
 }
 
@@ -83,14 +96,16 @@ impl Counted {
             .iter()
             .map(|(index, record)| ((record.service, record.address, record.port), *index))
             .collect();
+        let seen = state.probes.as_ref().map(|probes| probes.snapshot()).unwrap_or_default();
         match state.datapath.maps.counters(&indices) {
             Ok(counters) => {
                 let counters = indices.into_iter().zip(counters).collect();
-                Self { by_identity, counters, error: None }
+                Self { by_identity, counters, seen, error: None }
             }
             Err(error) => Self {
                 by_identity,
                 counters: BTreeMap::new(),
+                seen,
                 error: Some(format!("can't read the counters: {error:#}")),
             },
         }
@@ -105,7 +120,7 @@ fn service(state: &State, counted: &Counted, service: &Service) -> api::Service 
         .iter()
         .find(|(_, image)| image.service.key == key)
         .map(|(index, _)| *index);
-    let choice = choose(service, |backend| is_resolved(&state.next_hops, backend));
+    let choice = choose(service, |backend| state.condition(service, backend));
     let mut backends: Vec<api::Backend> = service
         .backends
         .iter()
@@ -115,8 +130,10 @@ fn service(state: &State, counted: &Counted, service: &Service) -> api::Service 
             let place = index
                 .and_then(|index| counted.by_identity.get(&(index, identity.0, identity.1)))
                 .copied();
+            let standing = state.judge.standings().of(service, wanted);
             api::Backend {
                 takes_new_flows: *takes,
+                why: why(wanted, standing, choice.tier, *takes),
                 ..backend(state, counted, service, wanted, place)
             }
         })
@@ -147,6 +164,7 @@ fn service(state: &State, counted: &Counted, service: &Service) -> api::Service 
         slots: service.slots,
         min_available: service.min_available,
         new_flows: api::tier_name(choice.tier).to_owned(),
+        held: state.judge.hold(service),
         leaving: service.leaving,
         backends,
     }
@@ -162,6 +180,9 @@ fn backend(
     let counters =
         index.and_then(|index| counted.counters.get(&index)).copied().unwrap_or_default();
     let next_hop = state.next_hops.get(&wanted.address);
+    let identity = service.identity(wanted);
+    let standing = state.judge.standings().of(service, wanted);
+    let seen = counted.seen.get(&identity);
     api::Backend {
         name: wanted.name.clone(),
         address: wanted.address,
@@ -172,11 +193,12 @@ fn backend(
         admin: wanted.admin.into(),
         leaving: wanted.leaving,
         takes_new_flows: false,
-        health: match (next_hop, &service.health) {
-            (Some(Err(_)), _) => api::Health::Unreachable,
-            (_, None) => api::Health::Healthy,
-            (_, Some(_)) => api::Health::Unknown,
-        },
+        health: standing.map_or(health::State::Unknown, |standing| standing.health).into(),
+        health_since: seen.map(|seen| seen.since.to_string()),
+        stale: seen.is_some_and(|seen| seen.stale),
+        last_probe: seen.and_then(|seen| seen.last.as_ref()).map(last_probe),
+        why: String::new(),
+        suspect: state.traffic.get(&identity).is_some_and(|traffic| traffic.is_suspect),
         next_hop: describe(next_hop),
         active_flows: index.map_or(0, |index| u64::from(state.sweep.active[usize::from(index)])),
         new_flows_total: counters.event(Event::NewFlow),
@@ -193,6 +215,14 @@ fn backend(
             &counters.handshakes,
             state.datapath.settings().hz,
         ),
+    }
+}
+
+fn last_probe(probe: &health::Probe) -> api::LastProbe {
+    api::LastProbe {
+        age_seconds: probe.at.until(Moment::now()).as_secs_f64(),
+        duration_ms: probe.duration.as_secs_f64() * 1e3,
+        error: probe.outcome.as_ref().err().map(ToString::to_string),
     }
 }
 
@@ -221,9 +251,19 @@ fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> 
         ));
     }
     for service in &state.desired.services {
+        if let Some(why) = state.judge.hold(service) {
+            problems.push(format!(
+                "{}: {why}: those that were well are kept as they are",
+                service.name
+            ));
+        }
         for backend in &service.backends {
-            if let Some(Err(unresolved)) = state.next_hops.get(&backend.address) {
-                problems.push(format!("{}/{}: {unresolved}", service.name, backend.name));
+            let standing = state.judge.standings().of(service, backend);
+            let ill = |standing: &&Standing| {
+                matches!(standing.health, health::State::Unhealthy | health::State::Unreachable)
+            };
+            if let Some(fault) = standing.filter(ill).and_then(|standing| standing.fault.as_ref()) {
+                problems.push(format!("{}/{}: {fault}", service.name, backend.name));
             }
         }
     }

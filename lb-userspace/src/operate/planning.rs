@@ -12,9 +12,8 @@ use crate::{
     choice::choose,
     control::api,
     datapath::FlowView,
+    health::Standings,
     model::{Desired, Identity, Service},
-    network::Snapshot,
-    reconcile::is_resolved,
     seed::Seed,
 };
 
@@ -22,7 +21,7 @@ use crate::{
 pub struct Planning {
     pub(super) before: Desired,
     pub(super) after: Desired,
-    pub(super) next_hops: Snapshot,
+    pub(super) standings: Standings,
     pub(super) seed: Seed,
     pub(super) refused: Option<String>,
     pub(super) warnings: Vec<String>,
@@ -87,7 +86,7 @@ impl Planning {
 
     /// Who would have each slot, as a place in `backends`, from 1.
     fn owners(&self, service: &Service, backends: &mut Vec<Identity>) -> Vec<u16> {
-        let takes = choose(service, |backend| is_resolved(&self.next_hops, backend)).takes;
+        let takes = choose(service, |backend| self.standings.condition(service, backend)).takes;
         let taking = service.backends.iter().zip(takes).filter(|(_, takes)| *takes);
         let members: Vec<Member> = taking
             .map(|(backend, _)| {
@@ -158,7 +157,7 @@ mod tests {
         Planning {
             before,
             after,
-            next_hops: Snapshot::default(),
+            standings: Standings::default(),
             seed: Seed::from_text("always the same"),
             refused: None,
             warnings: Vec::new(),

@@ -2,10 +2,14 @@
 
 use std::{io, net::SocketAddr, sync::Arc};
 
+use futures_util::future::BoxFuture;
 use tokio::net::TcpStream;
 
 use super::{NoWay, Shared};
-use crate::model::Identity;
+use crate::{
+    health::{Connection, Failure, Path, Target},
+    model::Identity,
+};
 
 /// Makes connections by way of the VIPs; clones make them too.
 #[derive(Clone)]
@@ -59,6 +63,20 @@ impl VipPath {
         bound.map_err(Unconnected::Socket)?;
         let stream = socket.connect(vip).await.map_err(Unconnected::Connect)?;
         Ok((stream, held))
+    }
+}
+
+impl Path for VipPath {
+    fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Connection, Failure>> {
+        Box::pin(async {
+            match self.connect(&target.id).await {
+                Ok((stream, held)) => Ok(Connection { stream, held: Box::new(held) }),
+                Err(Unconnected::Connect(error)) => {
+                    Err(Failure::of_connect(&error, target.check.timeout))
+                }
+                Err(error) => Err(Failure::NotMade(error.to_string())),
+            }
+        })
     }
 }
 

@@ -12,5 +12,5 @@ pub use self::{
     drift::{describe, repairs},
     image::{Image, ServiceImage},
     plan::{Write, plan},
-    wanted::{Resolved, WantedBackend, WantedService, is_resolved, wanted},
+    wanted::{Resolved, WantedBackend, WantedService, wanted},
 };

@@ -12,6 +12,7 @@ use lb_common::{
 
 use crate::{
     choice::choose,
+    health::{Standing, Standings},
     model::{self, Desired},
     network::{NextHop, Unresolved},
     seed::Seed,
@@ -63,24 +64,29 @@ pub struct Resolved {
     pub egress: Egress,
 }
 
-/// What the maps should hold, given what the operator wants and where the backends are.
+/// What the maps should hold, given what the operator wants, where the backends are, and what is
+/// made of them.
 pub fn wanted(
     desired: &Desired,
     next_hops: &BTreeMap<IpAddr, Result<NextHop, Unresolved>>,
+    standings: &Standings,
     seed: &Seed,
 ) -> Vec<WantedService> {
     let sources = &desired.dataplane.tunnel_sources;
-    let is_well = |backend: &model::Backend| is_resolved(next_hops, backend);
-    let one = |(backend, takes_new_flows): (&model::Backend, &bool)| WantedBackend {
-        address: Address::from(backend.address),
-        port: backend.port.to_be_bytes(),
-        weight: if *takes_new_flows { backend.weight } else { 0 },
-        state: backend.admin.backend_state(),
-        hashes: seed.name_hashes(&backend.name),
-        next_hop: next_hops
-            .get(&backend.address)
-            .and_then(|hop| hop.as_ref().ok())
-            .map(|hop| resolved(hop, sources)),
+    let one = |service: &model::Service, backend: &model::Backend, takes_new_flows: bool| {
+        let standing = standings.of(service, backend);
+        let weight = standing.map_or(backend.weight, |standing| standing.weight);
+        WantedBackend {
+            address: Address::from(backend.address),
+            port: backend.port.to_be_bytes(),
+            weight: if takes_new_flows { weight } else { 0 },
+            state: state(backend, standing, takes_new_flows),
+            hashes: seed.name_hashes(&backend.name),
+            next_hop: next_hops
+                .get(&backend.address)
+                .and_then(|hop| hop.as_ref().ok())
+                .map(|hop| resolved(hop, sources)),
+        }
     };
     desired
         .services
@@ -94,19 +100,27 @@ pub fn wanted(
             backends: service
                 .backends
                 .iter()
-                .zip(&choose(service, is_well).takes)
-                .map(one)
+                .zip(choose(service, |backend| standings.condition(service, backend)).takes)
+                .map(|(backend, takes)| one(service, backend, takes))
                 .collect(),
         })
         .collect()
 }
 
-/// Whether anybody knows how to reach a backend.
-pub fn is_resolved(
-    next_hops: &BTreeMap<IpAddr, Result<NextHop, Unresolved>>,
+/// What becomes of a backend's flows: what the operator says, else what is seen.
+fn state(
     backend: &model::Backend,
-) -> bool {
-    next_hops.get(&backend.address).is_some_and(Result::is_ok)
+    standing: Option<&Standing>,
+    takes_new_flows: bool,
+) -> BackendState {
+    match (backend.admin.backend_state(), standing.map(|standing| standing.flows)) {
+        // As the last resort it gets new flows: then the others may go on trying, too.
+        (BackendState::Forward, Some(BackendState::Reset)) if takes_new_flows => {
+            BackendState::Forward
+        }
+        (BackendState::Forward, Some(seen)) => seen,
+        (said, _) => said,
+    }
 }
 
 fn resolved(hop: &NextHop, tunnel_sources: &[IpNet]) -> Resolved {

@@ -48,6 +48,8 @@ pub enum EventKind {
     Upgrade,
     /// A backend can, or can't, be reached.
     NextHop,
+    /// A backend is seen well or ill, or a pool is held.
+    Health,
     /// Something is wrong.
     Trouble,
 }
@@ -63,6 +65,7 @@ impl EventKind {
             Self::Attach => "attach",
             Self::Upgrade => "upgrade",
             Self::NextHop => "next_hop",
+            Self::Health => "health",
             Self::Trouble => "trouble",
         }
     }

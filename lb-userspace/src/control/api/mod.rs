@@ -22,7 +22,7 @@ pub use self::{
     event::{Event, EventFilter, EventKind, Events},
     handshakes::HandshakeTimes,
 };
-use crate::{choice::Tier, drain};
+use crate::{choice::Tier, drain, health};
 
 /// This binary's version, in [`Status`] and in the `server` header of every answer.
 pub const VERSION: &str = env!("CARGO_PKG_VERSION");
@@ -44,6 +44,8 @@ pub struct Status {
     pub services: Vec<Service>,
     /// The flow table.
     pub flows: FlowTable,
+    /// The prober.
+    pub probes: Probes,
     /// The file in use; what was said at run time lies on top of it.
     pub config: String,
     /// Counts the changes of what is wanted; kept over restarts.
@@ -82,6 +84,9 @@ pub struct Service {
     pub min_available: u16,
     /// Who takes new flows: `healthy`, `backup`, `fail-open`, `draining` backends, or `nobody`.
     pub new_flows: String,
+    /// Why backends that are not well are kept, if they are: so many fail at once that the fault
+    /// may be ours.
+    pub held: Option<String>,
     /// Taken away: it goes with its last flow.
     pub leaving: bool,
     /// Sorted by name; behind them, those that were taken away and may still have flows.
@@ -111,6 +116,16 @@ pub struct Backend {
     pub takes_new_flows: bool,
     /// What is seen.
     pub health: Health,
+    /// Since when it is that: RFC 3339, UTC; `None`: it is not probed.
+    pub health_since: Option<String>,
+    /// Whether that is what the daemon before this one saw, and nothing has been seen since.
+    pub stale: bool,
+    /// The last probe; `None`: none was made yet.
+    pub last_probe: Option<LastProbe>,
+    /// Why new flows may choose it, or may not.
+    pub why: String,
+    /// Whether clients' SYNs go to it and none is answered: their second try goes elsewhere.
+    pub suspect: bool,
     /// Interface and MAC that frames for it go to, or why there is none.
     pub next_hop: String,
     /// Flows it has now.
@@ -165,6 +180,30 @@ pub enum Health {
     Unhealthy,
     /// It does not answer.
     Unreachable,
+}
+
+/// A probe of a backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastProbe {
+    /// How long ago it ended.
+    pub age_seconds: f64,
+    /// How long it took.
+    pub duration_ms: f64,
+    /// Why it failed; `None`: it did not.
+    pub error: Option<String>,
+}
+
+/// How the prober itself does.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Probes {
+    /// Backends that are probed.
+    pub targets: u64,
+    /// Probes under way.
+    pub running: u64,
+    /// Probes begun since this daemon started.
+    pub total: u64,
+    /// Those begun more than 100 ms after they were due.
+    pub late_total: u64,
 }
 
 /// The flow table's load.
@@ -299,6 +338,17 @@ fn hint<'a>(names: impl ExactSizeIterator<Item = &'a str>) -> String {
         0 => "; there is none".to_owned(),
         1..=SHOWN => format!("; there are: {}", shown.join(", ")),
         _ => format!("; there are: {} and {} more", shown.join(", "), count - SHOWN),
+    }
+}
+
+impl From<health::State> for Health {
+    fn from(state: health::State) -> Self {
+        match state {
+            health::State::Unknown => Self::Unknown,
+            health::State::Healthy => Self::Healthy,
+            health::State::Unhealthy => Self::Unhealthy,
+            health::State::Unreachable => Self::Unreachable,
+        }
     }
 }
 
