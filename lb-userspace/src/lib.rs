@@ -2,9 +2,9 @@
 //!
 //! `config` makes a `model::Desired` of a file; `intent` lays on top of it what was said at run
 //! time, `drain` and `choice` say what follows from that; `network` finds the backends' next
-//! hops, `health` says who is well; `reconcile` plans and writes what differs into the maps of `datapath`; `observe` tells
-//! what is and `operate` changes it, over `control` and `http`, for the `cli`. `daemon` wires
-//! them together.
+//! hops; `health` judges the backends; `reconcile` plans and writes what differs into the maps of
+//! `datapath`; `observe` tells what is and `operate` changes it, over `control` and `http`, for
+//! the `cli`. `daemon` wires them together.
 
 pub mod agent;
 pub mod choice;

@@ -5,7 +5,8 @@
 //! `state` makes of probes what a backend is, purely.
 //!
 //! `judge` puts together what probes, next hops and clients' packets say: `pool` holds back where
-//! the fault may be ours, `slow_start` lets in by steps, `standing` is what comes of it.
+//! the fault may be ours, `passive` reads the traffic, `slow_start` lets in by steps, `standing`
+//! is what comes of it.
 
 mod engine;
 mod failure;
@@ -13,6 +14,7 @@ mod grpc;
 mod http;
 mod judge;
 pub mod kept;
+pub mod passive;
 mod path;
 mod pool;
 mod probe;
