@@ -13,6 +13,7 @@ mod laboratory;
 mod life;
 mod networks;
 mod observe;
+mod passive;
 mod rolling_deploy;
 mod runtime;
 mod scene;
