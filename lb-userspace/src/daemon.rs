@@ -11,7 +11,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result};
@@ -385,6 +385,7 @@ fn beat(observed: &Observed, pulse: u32) {
     {
         tracing::error!("can't look whether the maps hold what we wrote: {error:#}");
     }
+    state.read_traffic(Instant::now());
     state.look_at_backends();
     let is_round = pulse.is_multiple_of(ROUND);
     if is_round || state.intent.waits() {

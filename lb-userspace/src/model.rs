@@ -169,6 +169,15 @@ pub enum Outlier {
 }
 
 impl Outlier {
+    /// What is possible where clients are bound to backends: a report at most.
+    #[must_use]
+    pub const fn with_affinity(self, affinity: Affinity) -> Self {
+        match (self, affinity) {
+            (Self::Eject, Affinity::SourceIp) => Self::Report,
+            (mode, Affinity::None | Affinity::SourceIp) => mode,
+        }
+    }
+
     /// As the configuration has it.
     pub fn name(self) -> &'static str {
         match self {

@@ -248,6 +248,7 @@ fn backend(name: &str, address: &str) -> api::Backend {
         last_probe: Some(api::LastProbe { age_seconds: 0.5, duration_ms: 1.25, error: None }),
         why: "healthy".to_owned(),
         suspect: false,
+        outlier: false,
         next_hop: "eth0 02:00:00:00:00:01".to_owned(),
         active_flows: 0,
         new_flows_total: 0,

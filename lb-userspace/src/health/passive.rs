@@ -33,7 +33,7 @@
 //! What it does not find: a backend that loses every other SYN, but answers all in the end; one
 //! that completes handshakes and then says nothing; a pool of one. And with `affinity =
 //! "source-ip"` a client's flows are all one backend's, so that no share is anybody's due: there
-//! outliers are reported and never ejected ([`Mode::with_affinity`]).
+//! outliers are reported and never ejected ([`Outlier::with_affinity`]).
 //!
 //! Whatever is found, at most `max_ejected` of a pool is ejected, and never its last.
 
@@ -46,8 +46,6 @@ use std::{
     time::{Duration, Instant},
 };
 
-use lb_common::service::Affinity;
-
 use self::{
     outlier::{Criterion, Standing, standings},
     suspicion::Suspicion,
@@ -57,29 +55,7 @@ pub use self::{
     suspicion::Limits,
     window::{Counts, Figures},
 };
-
-/// What becomes of outliers.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Mode {
-    /// They are not looked for.
-    Off,
-    /// They are told of.
-    #[default]
-    Report,
-    /// They get no new flows for a while.
-    Eject,
-}
-
-impl Mode {
-    /// What is possible where clients are bound to backends: a report at most.
-    #[must_use]
-    pub const fn with_affinity(self, affinity: Affinity) -> Self {
-        match (self, affinity) {
-            (Self::Eject, Affinity::SourceIp) => Self::Report,
-            (mode, Affinity::None | Affinity::SourceIp) => mode,
-        }
-    }
-}
+use crate::model::Outlier;
 
 /// How a pool is watched.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -87,7 +63,7 @@ pub struct Settings {
     /// When a backend is suspect.
     pub suspicion: Limits,
     /// What becomes of outliers. Default: a report.
-    pub mode: Mode,
+    pub mode: Outlier,
     /// The time that backends are compared over. Default 10 s.
     pub window: Duration,
     /// SYNs that a backend must have been given in a window, and handshakes that were its due, to
@@ -108,7 +84,7 @@ impl Default for Settings {
     fn default() -> Self {
         Self {
             suspicion: Limits::default(),
-            mode: Mode::default(),
+            mode: Outlier::default(),
             window: Duration::from_secs(10),
             minimum_samples: 20,
             ratio: 0.5,
@@ -201,7 +177,7 @@ impl<K: Ord + Clone> Pool<K> {
         self.backends.retain(|backend, _| present.contains(backend));
         self.count(readings, settings, now, &mut changes);
         self.end_ejections(readings, settings, now, &mut changes);
-        if settings.mode != Mode::Off {
+        if settings.mode != Outlier::Off {
             self.judge(readings, settings, now, &mut changes);
         }
         changes
@@ -276,11 +252,11 @@ impl<K: Ord + Clone> Pool<K> {
     ) {
         for (backend, watched) in &mut self.backends {
             let is_over = |e: Ejection| now.saturating_duration_since(e.since) >= e.length;
-            if watched.ejected.is_some_and(|e| settings.mode != Mode::Eject || is_over(e)) {
+            if watched.ejected.is_some_and(|e| settings.mode != Outlier::Eject || is_over(e)) {
                 watched.come_back(now);
                 changes.push((backend.clone(), Change::Returned));
             }
-            if settings.mode == Mode::Off {
+            if settings.mode == Outlier::Off {
                 watched.stood_out = None;
             }
         }
@@ -343,7 +319,7 @@ impl<K: Ord + Clone> Pool<K> {
         for (completed, backend, figures) in out {
             let Some(watched) = self.backends.get_mut(&backend) else { continue };
             let is_news = watched.stood_out.replace(now).is_none();
-            let ejected_for = (settings.mode == Mode::Eject && room > 0).then(|| {
+            let ejected_for = (settings.mode == Outlier::Eject && room > 0).then(|| {
                 room -= 1;
                 watched.eject(settings, now)
             });

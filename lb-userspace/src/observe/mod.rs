@@ -5,6 +5,7 @@ mod flows;
 mod health;
 mod state;
 mod status;
+mod traffic;
 mod why;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

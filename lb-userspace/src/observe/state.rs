@@ -10,6 +10,7 @@ use std::{
 use anyhow::Result;
 use lb_common::{address::Address, counters::Event};
 
+use super::traffic::Pools;
 use crate::{
     control::api::EventKind,
     datapath::{Datapath, IdleLimits, Sweep},
@@ -55,6 +56,8 @@ pub struct State {
     pub probes: Option<Arc<Engine>>,
     /// What clients' packets say of them.
     pub traffic: HashMap<Identity, Traffic>,
+    /// What they were seen to do.
+    pub(super) pools: Pools,
     /// The last pass over the flow table.
     pub sweep: Sweep,
     /// The interfaces as last seen.
@@ -121,6 +124,7 @@ impl State {
             kept_health,
             probes: None,
             traffic: HashMap::new(),
+            pools: Pools::new(),
             sweep: Sweep::default(),
             interfaces: Vec::new(),
             reconcile_error: None,

@@ -126,6 +126,8 @@ pub struct Backend {
     pub why: String,
     /// Whether clients' SYNs go to it and none is answered: their second try goes elsewhere.
     pub suspect: bool,
+    /// Whether it completes far fewer handshakes than its pool, or did so lately.
+    pub outlier: bool,
     /// Interface and MAC that frames for it go to, or why there is none.
     pub next_hop: String,
     /// Flows it has now.

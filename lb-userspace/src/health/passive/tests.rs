@@ -1,4 +1,4 @@
-use lb_common::host::Random;
+use lb_common::{host::Random, service::Affinity};
 use proptest::prelude::*;
 
 use super::*;
@@ -31,7 +31,7 @@ struct Member {
 }
 
 impl Traffic {
-    fn new(members: usize, clients: usize, mode: Mode) -> Self {
+    fn new(members: usize, clients: usize, mode: Outlier) -> Self {
         let member =
             Member { weight: 100, completes: 990, aimed: 0, owned: 0, totals: Counts::default() };
         Self {
@@ -114,7 +114,7 @@ fn ejections(changes: &[(usize, Change)]) -> Vec<(usize, u64)> {
 
 #[test]
 fn a_dead_backend_is_suspect_before_its_clients_try_again() {
-    let mut traffic = Traffic::new(4, 40, Mode::Report);
+    let mut traffic = Traffic::new(4, 40, Outlier::Report);
     traffic.pass(20);
     assert_eq!(traffic.pool.suspects().count(), 0);
     traffic.members[2].completes = 0;
@@ -128,7 +128,7 @@ fn a_dead_backend_is_suspect_before_its_clients_try_again() {
 
 #[test]
 fn a_dead_backend_is_ejected_for_longer_each_time_until_it_does_well() {
-    let mut traffic = Traffic::new(5, 50, Mode::Eject);
+    let mut traffic = Traffic::new(5, 50, Outlier::Eject);
     assert_eq!(traffic.pass(20), []);
     traffic.members[3].completes = 0;
     assert_eq!(ejections(&traffic.pass(12)), [(3, 30)]);
@@ -149,7 +149,7 @@ fn a_dead_backend_is_ejected_for_longer_each_time_until_it_does_well() {
 
 #[test]
 fn a_report_says_once_what_stands_out_and_ejects_nobody() {
-    let mut traffic = Traffic::new(4, 60, Mode::Report);
+    let mut traffic = Traffic::new(4, 60, Outlier::Report);
     traffic.pass(20);
     traffic.members[0].completes = 200;
     let changes = traffic.pass(60);
@@ -165,30 +165,30 @@ fn a_report_says_once_what_stands_out_and_ejects_nobody() {
     assert!(!traffic.pool.stands_out(&0));
 
     traffic.members[0].completes = 0;
-    traffic.settings.mode = Mode::Off;
+    traffic.settings.mode = Outlier::Off;
     assert_eq!(traffic.pass(60), []);
 }
 
 #[test]
 fn ejections_end_when_they_are_no_longer_asked_for() {
-    for mode in [Mode::Report, Mode::Off] {
-        let mut traffic = Traffic::new(4, 60, Mode::Eject);
+    for mode in [Outlier::Report, Outlier::Off] {
+        let mut traffic = Traffic::new(4, 60, Outlier::Eject);
         traffic.members[0].completes = 0;
         traffic.pass(20);
         assert_eq!(traffic.ejected(), [0]);
         traffic.settings.mode = mode;
         assert_eq!(traffic.tick(), [(0, Change::Returned)]);
     }
-    assert_eq!(Mode::Eject.with_affinity(Affinity::SourceIp), Mode::Report);
-    assert_eq!(Mode::Eject.with_affinity(Affinity::None), Mode::Eject);
-    assert_eq!(Mode::Off.with_affinity(Affinity::SourceIp), Mode::Off);
+    assert_eq!(Outlier::Eject.with_affinity(Affinity::SourceIp), Outlier::Report);
+    assert_eq!(Outlier::Eject.with_affinity(Affinity::None), Outlier::Eject);
+    assert_eq!(Outlier::Off.with_affinity(Affinity::SourceIp), Outlier::Off);
 }
 
 #[test]
 fn only_a_part_of_the_pool_is_ejected_and_never_the_last() {
     // Members, how many of them are dead, and how many are ejected.
     for (members, dead, ejected) in [(10, 4, 3), (10, 1, 1), (3, 1, 1), (2, 1, 1), (1, 1, 0)] {
-        let mut traffic = Traffic::new(members, members * 15, Mode::Eject);
+        let mut traffic = Traffic::new(members, members * 15, Outlier::Eject);
         traffic.pass(12);
         traffic.members[..dead].iter_mut().for_each(|member| member.completes = 0);
         traffic.pass(25);
@@ -206,7 +206,7 @@ fn only_a_part_of_the_pool_is_ejected_and_never_the_last() {
 
 #[test]
 fn who_is_due_little_is_not_compared_with_who_is_due_much() {
-    let mut traffic = Traffic::new(4, 100, Mode::Eject);
+    let mut traffic = Traffic::new(4, 100, Outlier::Eject);
     traffic.pass(15);
     // As slow start does it.
     for weight in (5..=100).step_by(5) {
@@ -223,7 +223,7 @@ fn who_is_due_little_is_not_compared_with_who_is_due_much() {
 
 #[test]
 fn counters_that_begin_anew_eject_nobody_and_free_nobody() {
-    let mut traffic = Traffic::new(4, 60, Mode::Eject);
+    let mut traffic = Traffic::new(4, 60, Outlier::Eject);
     traffic.members[2].completes = 0;
     traffic.pass(15);
     assert_eq!(traffic.ejected(), [2]);
@@ -236,7 +236,7 @@ fn counters_that_begin_anew_eject_nobody_and_free_nobody() {
 
 #[test]
 fn who_is_gone_is_forgotten() {
-    let mut traffic = Traffic::new(4, 60, Mode::Eject);
+    let mut traffic = Traffic::new(4, 60, Outlier::Eject);
     traffic.members[3].completes = 0;
     traffic.pass(15);
     traffic.members.pop();
@@ -259,7 +259,7 @@ proptest! {
         completes in prop::sample::select(vec![990usize, 500, 50, 0]),
         weights in prop::collection::vec(1u16..200, 12),
     ) {
-        let mut traffic = Traffic::new(members, clients, Mode::Eject);
+        let mut traffic = Traffic::new(members, clients, Outlier::Eject);
         traffic.random = Random(seed);
         for (member, weight) in traffic.members.iter_mut().zip(weights) {
             member.weight = weight;
@@ -283,7 +283,7 @@ proptest! {
         aimed in 1u64..100_000,
         owned in 0u64..1000,
     ) {
-        let mut traffic = Traffic::new(members, clients, Mode::Eject);
+        let mut traffic = Traffic::new(members, clients, Outlier::Eject);
         traffic.random = Random(seed);
         traffic.pass(12);
         traffic.members[0].aimed = aimed;
@@ -297,7 +297,7 @@ proptest! {
     /// Whatever the counters say.
     #[test]
     fn there_is_always_one_left(
-        mode in prop::sample::select(vec![Mode::Off, Mode::Report, Mode::Eject]),
+        mode in prop::sample::select(vec![Outlier::Off, Outlier::Report, Outlier::Eject]),
         max_ejected in prop::sample::select(vec![0.0, 0.1, 0.3, 0.5, 1.0, 7.0, -1.0, f64::NAN]),
         minimum_samples in 0u64..30,
         cool_down in 0u64..20,
@@ -334,7 +334,7 @@ proptest! {
             for (backend, change) in pool.observe(&readings, &settings, now) {
                 prop_assert!(readings.iter().any(|reading| reading.backend == backend));
                 if let Change::Outlier { ejected_for, completed, .. } = change {
-                    prop_assert!(ejected_for.is_none() || mode == Mode::Eject);
+                    prop_assert!(ejected_for.is_none() || mode == Outlier::Eject);
                     prop_assert!((0.0..settings.ratio).contains(&completed));
                 }
             }
@@ -344,7 +344,7 @@ proptest! {
             let away = takes.iter().filter(|backend| ejected.contains(backend)).count();
             prop_assert!(away <= allowed(takes.len(), max_ejected));
             prop_assert!(takes.is_empty() || away < takes.len());
-            prop_assert!(mode == Mode::Eject || ejected.is_empty());
+            prop_assert!(mode == Outlier::Eject || ejected.is_empty());
         }
     }
 }
