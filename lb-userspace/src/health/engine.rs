@@ -13,6 +13,7 @@ use std::{
     time::Duration,
 };
 
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use tokio::{
     runtime::Handle,
     select,
@@ -39,6 +40,12 @@ const SOONER: u32 = 4;
 const LEAST_PAUSE: Duration = Duration::from_millis(100);
 /// A probe that begins so much after it was due is counted as late.
 const LATE: Duration = Duration::from_millis(100);
+
+/// Probes under way at once, at most, however many files the process may have: ten thousand
+/// dead backends at an interval of two seconds and a time-out of one need half of them.
+const MOST_PLACES: usize = 16_384;
+/// The part of the process's files that probes may take, two each.
+const SHARE_OF_FILES: u64 = 4;
 
 /// Checks targets, until dropped.
 pub struct Engine {
@@ -81,9 +88,17 @@ struct Attended {
     _task: JoinSet<()>,
 }
 
+/// How many probes may be under way at once: by the number of files this process may have, which
+/// is raised as far as that goes without privileges.
+pub fn places() -> usize {
+    let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 256 };
+    let files = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
+    usize::try_from(files / SHARE_OF_FILES).unwrap_or(usize::MAX).clamp(1, MOST_PLACES)
+}
+
 impl Engine {
     /// Starts on this thread's runtime, with nothing to check; no more than `most` probes are
-    /// under way at once, of which each takes two file descriptors.
+    /// under way at once ([`places`]).
     ///
     /// # Panics
     /// Outside of a Tokio runtime.

@@ -2,9 +2,8 @@
 //! (<https://github.com/grpc/grpc/blob/master/doc/health-checking.md>, and `PROTOCOL-HTTP2.md`
 //! beside it). Its two messages have one field each and are written by hand.
 
-use std::str;
+use std::pin::pin;
 
-use futures_util::future;
 use h2::{RecvStream, client};
 use hyper::{HeaderMap, Method, StatusCode, body::Bytes, header};
 use tokio::{
@@ -62,14 +61,14 @@ where
         refuse(&name, answer.headers())?;
         judge(&name, answer.into_body()).await
     };
-    // Its end says nothing that the exchange does not hear.
-    let driver = async {
-        let _ = connection.await;
-        future::pending().await
-    };
+    let mut exchange = pin!(exchange);
     select! {
-        verdict = exchange => verdict,
-        verdict = driver => verdict,
+        verdict = &mut exchange => verdict,
+        ended = connection => match (exchange.await, ended) {
+            // What closed it is known here alone.
+            (Err(Failure::Protocol { .. }), Err(error)) => Err(failure(&name, &error)),
+            (verdict, _) => verdict,
+        },
     }
 }
 

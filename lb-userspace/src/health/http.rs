@@ -1,8 +1,7 @@
 //! An HTTP/1.1 request and whether its answer is a good one.
 
-use std::{error::Error, io};
+use std::{error::Error, io, pin::pin};
 
-use futures_util::future;
 use http_body_util::{BodyExt as _, Empty};
 use hyper::{
     Response,
@@ -44,14 +43,14 @@ where
         let answer = sender.send_request(message).await;
         judge(check, &name, answer.map_err(|error| failure(&name, &error))?).await
     };
-    // Its end says nothing that the exchange does not hear.
-    let driver = async {
-        let _ = connection.await;
-        future::pending().await
-    };
+    let mut exchange = pin!(exchange);
     select! {
-        verdict = exchange => verdict,
-        verdict = driver => verdict,
+        verdict = &mut exchange => verdict,
+        ended = connection => match (exchange.await, ended) {
+            // What closed it is known here alone.
+            (Err(Failure::Closed { .. }), Err(error)) => Err(failure(&name, &error)),
+            (verdict, _) => verdict,
+        },
     }
 }
 
@@ -63,8 +62,7 @@ fn message(
     let mut message = hyper::Request::builder()
         .method(check.method.name())
         .uri(&*check.path)
-        .header(header::HOST, host)
-        .header(header::CONNECTION, "close");
+        .header(header::HOST, host);
     for (name, value) in &check.headers {
         message = message.header(name, value);
     }
@@ -123,10 +121,7 @@ fn failure(name: &str, error: &hyper::Error) -> Failure {
         None if error.is_incomplete_message() || error.is_closed() || error.is_canceled() => {
             Failure::Closed { request }
         }
-        None if error.is_parse() => {
-            Failure::Protocol { request, what: format!("the answer is no HTTP: {error}") }
-        }
-        None => Failure::Protocol { request, what: error.to_string() },
+        None => Failure::Protocol { request, what: format!("the answer is no HTTP: {error}") },
     }
 }
 

@@ -25,7 +25,7 @@ mod target;
 mod tls;
 
 pub use self::{
-    engine::{Engine, Figures},
+    engine::{Engine, Figures, places},
     failure::{Class, Failure},
     judge::{Evidence, Judge, Note, Probed, Traffic},
     path::{Closed, Connection, Direct, Path, Paths},
@@ -33,3 +33,6 @@ pub use self::{
     state::{Kept, Probe, Seen, State, Thresholds},
     target::Target,
 };
+
+#[cfg(test)]
+mod tests;

@@ -24,9 +24,31 @@ const STALLED: Duration = Duration::from_millis(250);
 /// packets but a jumbo one has longer segments.
 const MOST_FILLED: usize = 8960;
 
+/// How a TCP connection goes: the beginning of `struct tcp_info` (`linux/tcp.h`), of which every
+/// kernel gives as much as is asked for.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Going {
+    _states: [u8; 2],
+    /// Time-outs in a row.
+    retransmits: u8,
+    _options: [u8; 5],
+    _timeouts_us: [u32; 2],
+    /// What a full segment carries, bytes.
+    segment: u32,
+    _received_segment: u32,
+    /// Segments sent and not acknowledged.
+    unacknowledged: u32,
+}
+
 sockopt_impl!(
-    /// How a TCP connection goes (`TCP_INFO`).
-    TcpInfo, GetOnly, libc::IPPROTO_TCP, libc::TCP_INFO, libc::tcp_info);
+    /// How a TCP connection goes.
+    TcpInfo,
+    GetOnly,
+    libc::IPPROTO_TCP,
+    libc::TCP_INFO,
+    Going
+);
 
 /// What a request is made of, beside the check.
 pub(super) struct Request<'a> {
@@ -126,7 +148,7 @@ fn segment(socket: &OwnedFd) -> usize {
 
 /// Whether what was sent keeps being sent again.
 fn stuck(socket: &OwnedFd) -> Option<Failure> {
-    let info = getsockopt(socket, TcpInfo).ok()?;
-    let is_stuck = info.tcpi_unacked > 0 && info.tcpi_retransmits > 0;
-    is_stuck.then_some(Failure::PathMtu { segment: info.tcpi_snd_mss as usize })
+    let going = getsockopt(socket, TcpInfo).ok()?;
+    let is_stuck = going.unacknowledged > 0 && going.retransmits > 0;
+    is_stuck.then_some(Failure::PathMtu { segment: going.segment as usize })
 }

@@ -39,11 +39,19 @@ enum Trust {
     File(PathBuf, Option<SystemTime>),
 }
 
+/// What a configuration depends on.
+#[derive(Clone, PartialEq, Eq, Hash)]
+struct Key {
+    trust: Trust,
+    /// As ALPN has it.
+    protocol: &'static [u8],
+}
+
 /// Configurations by what they depend on. A CA file that is written anew is read anew; the
 /// system's certificates are read once.
 #[derive(Default)]
 pub(super) struct Tls {
-    known: Mutex<HashMap<(Trust, &'static [u8]), Arc<ClientConfig>>>,
+    known: Mutex<HashMap<Key, Arc<ClientConfig>>>,
 }
 
 impl Tls {
@@ -82,20 +90,20 @@ impl Tls {
                 Trust::File(path.clone(), written.ok())
             }
         };
-        let key = (trust, protocol);
+        let key = Key { trust, protocol };
         let known = || self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(config) = known().get(&key) {
             return Ok(config.clone());
         }
-        let trust = key.0.clone();
-        let made = spawn_blocking(move || config(&trust, protocol)).await;
-        let config = made.map_err(|error| Failure::NotMade(error.to_string()))??;
-        let config = Arc::new(config);
+        let wanted = key.clone();
+        let made = spawn_blocking(move || config(&wanted)).await;
+        let config = Arc::new(made.map_err(|error| Failure::NotMade(error.to_string()))??);
         let mut known = known();
-        if let (Trust::File(path, _), protocol) = &key {
+        if let Trust::File(path, _) = &key.trust {
             // What the file was before is of no use any more.
-            known.retain(|(trust, other), _| {
-                !matches!(trust, Trust::File(old, _) if old == path && other == protocol)
+            known.retain(|old, _| {
+                let same = matches!(&old.trust, Trust::File(other, _) if other == path);
+                !(same && old.protocol == protocol)
             });
         }
         known.insert(key, config.clone());
@@ -117,12 +125,12 @@ fn server_name(
     }
 }
 
-fn config(trust: &Trust, protocol: &'static [u8]) -> Result<ClientConfig, Failure> {
+fn config(key: &Key) -> Result<ClientConfig, Failure> {
     let provider = Arc::new(crypto::ring::default_provider());
     let builder = ClientConfig::builder_with_provider(provider.clone())
         .with_safe_default_protocol_versions()
         .map_err(|error| Failure::NotMade(format!("set up TLS: {error}")))?;
-    let builder = match trust {
+    let builder = match &key.trust {
         Trust::All => {
             builder.dangerous().with_custom_certificate_verifier(Arc::new(Anybody(provider)))
         }
@@ -130,7 +138,7 @@ fn config(trust: &Trust, protocol: &'static [u8]) -> Result<ClientConfig, Failur
         Trust::File(path, _) => builder.with_root_certificates(of_file(path)?),
     };
     let mut config = builder.with_no_client_auth();
-    config.alpn_protocols = vec![protocol.to_owned()];
+    config.alpn_protocols = vec![key.protocol.to_owned()];
     config.resumption = Resumption::disabled();
     Ok(config)
 }

@@ -1,4 +1,4 @@
-//! Network namespaces for the tests of this directory. They have no name: a thread holds each,
+//! Network namespaces for tests. They have no name: a thread holds each,
 //! and when it ends the kernel clears up.
 
 use std::{
@@ -12,7 +12,7 @@ use tokio::sync::watch;
 type Task = Box<dyn FnOnce() + Send>;
 
 /// A network namespace, and the thread that lives in it.
-pub(super) struct Namespace {
+pub(crate) struct Namespace {
     /// The thread's number.
     id: i32,
     tasks: Option<mpsc::Sender<Task>>,
@@ -23,7 +23,7 @@ pub(super) struct Namespace {
 
 impl Namespace {
     /// `None`, and a line that says so, without the privileges.
-    pub(super) fn new() -> Option<Self> {
+    pub(crate) fn new() -> Option<Self> {
         let (tasks, todo) = mpsc::channel::<Task>();
         let (id_here, id) = mpsc::channel();
         let thread = thread::spawn(move || {
@@ -46,7 +46,7 @@ impl Namespace {
     }
 
     /// Runs `task` inside, and waits for it.
-    pub(super) fn run<T: Send + 'static>(&self, task: impl FnOnce() -> T + Send + 'static) -> T {
+    pub(crate) fn run<T: Send + 'static>(&self, task: impl FnOnce() -> T + Send + 'static) -> T {
         let (done, result) = mpsc::channel();
         let task = move || {
             let _ = done.send(task());
@@ -56,7 +56,7 @@ impl Namespace {
     }
 
     /// Runs `future` inside, on a thread of its own, until this is dropped.
-    pub(super) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
+    pub(crate) fn spawn(&self, future: impl Future<Output = ()> + Send + 'static) {
         let stop = self.stop.subscribe();
         self.run(move || {
             // A new thread inherits the namespace.
@@ -73,7 +73,7 @@ impl Namespace {
     }
 
     /// Runs `ip` inside with these words.
-    pub(super) fn ip(&self, words: &str) {
+    pub(crate) fn ip(&self, words: &str) {
         let words: Vec<_> = words.split_whitespace().map(str::to_owned).collect();
         let output = self.run(move || Command::new("ip").args(&words).output());
         let output = output.expect("`ip` (iproute2) is installed");
@@ -83,7 +83,7 @@ impl Namespace {
 
     /// Joins two namespaces by a veth pair: `eth0` here, `eth0` there, both up, with these
     /// addresses and MACs ending so.
-    pub(super) fn join(&self, there: &Self, here: [&str; 2], far: [&str; 2], macs: [u8; 2]) {
+    pub(crate) fn join(&self, there: &Self, here: [&str; 2], far: [&str; 2], macs: [u8; 2]) {
         self.ip(&format!(
             "link add eth0 address 02:00:00:00:00:{:02x} type veth \
              peer name eth0 address 02:00:00:00:00:{:02x} netns {}",
@@ -115,7 +115,7 @@ impl Drop for Namespace {
 }
 
 /// A runtime for one thread.
-pub(super) fn block_on<T>(future: impl Future<Output = T>) -> T {
+pub(crate) fn block_on<T>(future: impl Future<Output = T>) -> T {
     tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

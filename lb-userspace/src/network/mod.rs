@@ -7,7 +7,7 @@
 
 mod addresses;
 #[cfg(test)]
-mod lab;
+pub(crate) mod lab;
 mod links;
 mod neighbours;
 mod netlink;
