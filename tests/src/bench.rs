@@ -19,6 +19,7 @@ mod case;
 pub mod control;
 mod frame;
 mod generator;
+pub mod health;
 mod link;
 mod machine;
 mod report;

@@ -462,7 +462,7 @@ impl Family {
 }
 
 /// `Err` with the output when the program failed.
-fn check(output: &std::process::Output, what: &str) -> Result<String> {
+pub(crate) fn check(output: &std::process::Output, what: &str) -> Result<String> {
     if !output.status.success() {
         bail!("{what}: {}: {}", output.status, String::from_utf8_lossy(&output.stderr).trim());
     }

@@ -44,8 +44,9 @@ const LATE: Duration = Duration::from_millis(100);
 /// Probes under way at once, at most, however many files the process may have: ten thousand
 /// dead backends at an interval of two seconds and a time-out of one need half of them.
 const MOST_PLACES: usize = 16_384;
-/// The part of the process's files that probes may take, two each.
-const SHARE_OF_FILES: u64 = 4;
+/// Files of this process for one probe that may be under way: two that it takes, and as many as
+/// half of them for all else.
+const FILES_OF_EACH: u64 = 3;
 
 /// Checks targets, until dropped.
 pub struct Engine {
@@ -93,7 +94,7 @@ struct Attended {
 pub fn places() -> usize {
     let Ok((soft, hard)) = getrlimit(Resource::RLIMIT_NOFILE) else { return 256 };
     let files = if setrlimit(Resource::RLIMIT_NOFILE, hard, hard).is_ok() { hard } else { soft };
-    usize::try_from(files / SHARE_OF_FILES).unwrap_or(usize::MAX).clamp(1, MOST_PLACES)
+    usize::try_from(files / FILES_OF_EACH).unwrap_or(usize::MAX).clamp(1, MOST_PLACES)
 }
 
 impl Engine {

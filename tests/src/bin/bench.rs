@@ -3,6 +3,7 @@
 use std::{
     io::{IsTerminal as _, Write as _, stderr},
     process::ExitCode,
+    time::Duration,
 };
 
 use anyhow::Result;
@@ -45,6 +46,21 @@ enum What {
         #[arg(long, default_value_t = 20)]
         backends: usize,
     },
+    /// What probes of many backends cost the daemon, in place of packets
+    Health {
+        /// End with one line of JSON.
+        #[arg(long)]
+        json: bool,
+        /// How many backends, up to 60,000.
+        #[arg(long, default_value_t = 10_000)]
+        targets: usize,
+        /// From one probe of a backend to the next.
+        #[arg(long, default_value = "2s", value_parser = humantime::parse_duration)]
+        interval: Duration,
+        /// How long each case is measured.
+        #[arg(long, default_value = "20s", value_parser = humantime::parse_duration)]
+        time: Duration,
+    },
 }
 
 fn main() -> ExitCode {
@@ -55,6 +71,9 @@ fn main() -> ExitCode {
     }
     let done = match arguments.what {
         Some(What::Control { json, services, backends }) => control(services, backends, json),
+        Some(What::Health { json, targets, interval, time }) => {
+            health(targets, interval, time, json)
+        }
         None => measure(&arguments).and_then(|report| show(&arguments, &report)),
     };
     match done {
@@ -68,6 +87,15 @@ fn main() -> ExitCode {
 
 fn control(services: usize, backends: usize, json: bool) -> Result<()> {
     let report = bench::control::run(services, backends)?;
+    print!("{report}");
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
+}
+
+fn health(targets: usize, interval: Duration, time: Duration, json: bool) -> Result<()> {
+    let report = bench::health::run(targets, interval, time)?;
     print!("{report}");
     if json {
         println!("{}", serde_json::to_string(&report)?);
