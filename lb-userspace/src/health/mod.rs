@@ -30,7 +30,7 @@ pub use self::{
     judge::{Evidence, Judge, Note, Probed, Traffic},
     path::{Closed, Connection, Direct, Path, Paths},
     standing::{Because, Grounds, Standing, Standings},
-    state::{Kept, Probe, Seen, State, Thresholds},
+    state::{Kept, Probe, Seen, State, Thresholds, Totals},
     target::Target,
 };
 

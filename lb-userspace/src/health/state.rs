@@ -56,6 +56,17 @@ pub struct Kept {
     pub since: Moment,
 }
 
+/// Probes of one backend since this daemon began to watch it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Totals {
+    /// That were well.
+    pub well: u64,
+    /// That failed.
+    pub failed: u64,
+    /// That could not be made.
+    pub not_made: u64,
+}
+
 /// All that is seen of one backend.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Seen {
@@ -73,6 +84,8 @@ pub struct Seen {
     pub unreachable: u32,
     /// The last probe, also one that could not be made.
     pub last: Option<Probe>,
+    /// All probes.
+    pub totals: Totals,
 }
 
 impl State {
@@ -103,6 +116,7 @@ impl Seen {
             failures: 0,
             unreachable: 0,
             last: None,
+            totals: Totals::default(),
         }
     }
 
@@ -115,8 +129,14 @@ impl Seen {
     #[must_use]
     pub fn next(self, probe: Probe, thresholds: Thresholds) -> Self {
         let class = probe.outcome.as_ref().err().map(Failure::class);
+        let mut totals = self.totals;
+        match class {
+            None => totals.well += 1,
+            Some(Class::Unhealthy | Class::Unreachable) => totals.failed += 1,
+            Some(Class::Nothing) => totals.not_made += 1,
+        }
         let (successes, failures, unreachable) = match class {
-            Some(Class::Nothing) => return Self { last: Some(probe), ..self },
+            Some(Class::Nothing) => return Self { last: Some(probe), totals, ..self },
             None => (self.successes.saturating_add(1), 0, 0),
             Some(Class::Unhealthy) => (0, self.failures.saturating_add(1), 0),
             Some(Class::Unreachable) => {
@@ -143,6 +163,7 @@ impl Seen {
             failures,
             unreachable,
             last: Some(probe),
+            totals,
         }
     }
 
@@ -273,8 +294,9 @@ mod tests {
                 let before = seen.clone();
                 seen = seen.next(probe(letter, at), thresholds);
                 if letter == '!' {
-                    prop_assert_eq!(seen, Seen { last: Some(probe('!', at)), ..before.clone() });
-                    seen = Seen { last: before.last.clone(), ..before };
+                    prop_assert_eq!(seen.totals.not_made, before.totals.not_made + 1);
+                    let same = Seen { last: before.last.clone(), totals: before.totals, ..seen.clone() };
+                    prop_assert_eq!(same, before);
                     continue;
                 }
                 made.push(letter);
@@ -306,6 +328,9 @@ mod tests {
                 }
                 prop_assert!(!seen.stale);
             }
+            let Totals { well, failed, not_made } = seen.totals;
+            let count = |wanted: &str| letters.chars().filter(|l| wanted.contains(*l)).count() as u64;
+            prop_assert_eq!([well, failed, not_made], [count("+"), count("-."), count("!")]);
         }
 
         /// A reload may change the thresholds in the middle of a streak.
