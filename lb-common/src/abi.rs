@@ -110,6 +110,13 @@ pub const PROBE_HOST_MAC: [u8; 6] = [0x02, 0x53, 0x4c, 0x50, 0x00, 0x01];
 /// The MAC address of the end in the prober's network namespace.
 pub const PROBE_PEER_MAC: [u8; 6] = [0x02, 0x53, 0x4c, 0x50, 0x00, 0x02];
 
+/// The interface where self-tests arrive: loopback, which is always the first
+/// (`LOOPBACK_IFINDEX` in the kernel's `include/net/flow.h`), and what `BPF_PROG_TEST_RUN` says
+/// when nobody names one. Sluice is never attached there.
+pub const SELF_TEST_INTERFACE: u32 = 1;
+/// The source port of self-tests, which no client has (RFC 6335 §6).
+pub const SELF_TEST_PORT: u16 = 0;
+
 /// What every packet needs to know; one element. Written whole by the daemon.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]

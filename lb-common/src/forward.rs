@@ -72,6 +72,7 @@ pub fn apply<F: Frame, T: Stages<F>>(
 ) -> Action {
     match verdict {
         Verdict::Leave(reason) => leave(tables, reason),
+        Verdict::Failed => Action::Drop,
         // A copy, made here only: what a function looks at must lie on the stack, and of a
         // segment that is forwarded nothing need.
         Verdict::Reset(reason) => match reset::rewrite(frame, &{ *segment }) {
@@ -89,6 +90,8 @@ pub fn apply<F: Frame, T: Stages<F>>(
                     tables.count_traffic(index, bytes);
                     action
                 }
+                // A self-test's.
+                Err(_) if index == 0 => Action::Drop,
                 Err(reason) => leave(tables, reason),
             }
         }

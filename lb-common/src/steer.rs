@@ -7,7 +7,7 @@
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
-    abi::{Backend, FlowRecord, Service, Settings},
+    abi::{Backend, FlowRecord, SELF_TEST_INTERFACE, SELF_TEST_PORT, Service, Settings},
     address::Address,
     counters::Event,
     flow::{self, Entry, Found, Kind, State, Step, Words},
@@ -28,7 +28,8 @@ pub enum Verdict<'t> {
     Forward {
         /// To whom.
         backend: &'t Backend,
-        /// The backend's index.
+        /// The index with which its traffic is counted: the backend's; 0, which nobody has, for a
+        /// self-test.
         index: u16,
         /// The flow's hash.
         hash: u64,
@@ -39,6 +40,8 @@ pub enum Verdict<'t> {
     Reset(Reason),
     /// It is passed or dropped, as the reason's class says.
     Leave(Reason),
+    /// A self-test that would not have been forwarded: dropped, and counted nowhere.
+    Failed,
 }
 
 /// The rarer stages of the road. In the kernel program each is a function of its own, which the
@@ -96,7 +99,7 @@ fn forward<F: Frame, T: Stages<F>>(
     tables: &T,
     now: u64,
 ) -> Action {
-    let verdict = steer(segment, tables, now);
+    let verdict = steer(frame, segment, tables, now);
     forward::apply(frame, segment, tables, verdict)
 }
 
@@ -129,6 +132,7 @@ pub fn odd_segment<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Segment
 /// Decides about a segment, and keeps the flow table.
 #[inline(always)]
 pub fn steer<'t, F: Frame, T: Stages<F>>(
+    frame: &F,
     segment: &Segment,
     tables: &'t T,
     now: u64,
@@ -148,7 +152,16 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
         return Verdict::Forward { backend, index: entry.backend(), hash };
     }
     let found = found.unwrap_or(Found::NOTHING);
-    match tables.turn(&Turn { segment: *segment, hash, now, found }) {
+    let interface = u64::from(frame.interface());
+    let turn = Turn { segment: *segment, hash, now, interface, found };
+    let taken = tables.turn(&turn);
+    if turn.is_self_test() {
+        return match taken.ok().and_then(|index| tables.backend(index)) {
+            Some(backend) => Verdict::Forward { backend, index: 0, hash },
+            None => Verdict::Failed,
+        };
+    }
+    match taken {
         Ok(index) => match tables.backend(index) {
             Some(backend) => Verdict::Forward { backend, index, hash },
             None => refuse(segment.flags, Reason::NoBackend),
@@ -205,6 +218,8 @@ pub struct Turn {
     segment: Segment,
     hash: u64,
     now: u64,
+    /// Index of the interface where it arrived; wider than that is, for want of padding.
+    interface: u64,
     found: Found,
 }
 
@@ -225,6 +240,15 @@ enum Place {
 }
 
 impl Turn {
+    /// Whether this is the daemon's own, to see whether a service is forwarded: it arrives where
+    /// no frame does, and has a port that no client has. On the common path nobody asks: a SYN is
+    /// never settled.
+    #[inline(always)]
+    const fn is_self_test(&self) -> bool {
+        self.interface == SELF_TEST_INTERFACE as u64
+            && u16::from_ne_bytes(self.segment.ports.source) == SELF_TEST_PORT
+    }
+
     /// What [`Stages::turn`] does: the known flow's state machine, or service and slot of an
     /// unknown one; and into the table.
     ///
@@ -238,7 +262,7 @@ impl Turn {
         let tick = flow::tick_of(settings, self.now);
         let kind = Kind::of(self.segment.flags);
         let Found { index, entry } = self.found;
-        let place = if self.found == Found::NOTHING {
+        let place = if self.found == Found::NOTHING || self.is_self_test() {
             Place::Anywhere
         } else {
             match owner(&self.segment, tables, entry) {
@@ -270,6 +294,9 @@ impl Turn {
             Some(BackendState::Reset | BackendState::Absent) | None => {
                 return Err(Reason::NoBackend);
             }
+        }
+        if self.is_self_test() {
+            return Ok(backend);
         }
         let (state, event) = match kind {
             Kind::Syn => (State::Embryonic, Event::NewFlow),

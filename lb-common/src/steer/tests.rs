@@ -35,6 +35,7 @@ enum Said {
     To(u16),
     Reset(Reason),
     Leave(Reason),
+    Failed,
 }
 
 fn parsed(frame: &ClientFrame) -> Segment {
@@ -43,13 +44,14 @@ fn parsed(frame: &ClientFrame) -> Segment {
 
 /// Sends a segment `tick` ticks after the beginning.
 fn send(tables: &HostTables, frame: &ClientFrame, tick: u64) -> Said {
-    match steer::<HostFrame, _>(&parsed(frame), tables, at(tables, tick)) {
+    match steer(&frame.frame(), &parsed(frame), tables, at(tables, tick)) {
         Verdict::Forward { backend, index, hash } => {
             assert_eq!(*backend, tables.backends[usize::from(index)]);
             assert_eq!(hash, hash::of_flow(&parsed(frame), &tables.settings.hash_keys));
             Said::To(index)
         }
         Verdict::Reset(reason) => Said::Reset(reason),
+        Verdict::Failed => Said::Failed,
         Verdict::Deliver => Said::Leave(Reason::ProbeAnswer),
         Verdict::Leave(reason) => Said::Leave(reason),
     }

@@ -11,5 +11,6 @@ mod maglev;
 mod probe;
 mod reasons;
 mod reset;
+mod self_test;
 mod sides;
 mod steer;
