@@ -4,7 +4,7 @@
 //! time, `drain` and `choice` say what follows from that; `network` finds the backends' next
 //! hops; `health` judges the backends; `reconcile` plans and writes what differs into the maps of
 //! `datapath`; `observe` tells what is and `operate` changes it, over `control` and `http`, for
-//! the `cli`. `daemon` wires them together.
+//! the `cli`; `watchdog` sees whether the services are forwarded. `daemon` wires them together.
 
 pub mod agent;
 pub mod choice;
@@ -26,4 +26,5 @@ pub mod operate;
 pub mod prober;
 pub mod reconcile;
 pub mod seed;
+pub mod watchdog;
 pub mod whole_file;

@@ -24,6 +24,13 @@ pub(crate) fn attach(
     mode: XdpMode,
 ) -> Result<()> {
     let name = &*interface.name;
+    // Frames without an Ethernet header would be read wrongly, and on loopback self-tests arrive.
+    if !interface.ethernet {
+        bail!(
+            "{name} is of kind {}, not Ethernet: no client's frame arrives there",
+            interface.kind
+        );
+    }
     let path = pins.link(name);
     if path.exists() {
         let alive = interface.xdp.as_ref().is_some_and(|xdp| {

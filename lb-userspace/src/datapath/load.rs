@@ -1,6 +1,6 @@
 //! Loading the object file: maps and programs, not attached.
 
-use std::fs;
+use std::{borrow::Cow, collections::BTreeMap, fs};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -9,6 +9,7 @@ use aya::{
     programs::{
         Xdp,
         links::{FdLink, PinnedLink},
+        loaded_programs,
     },
 };
 use aya_obj::programs::XdpAttachType;
@@ -18,7 +19,7 @@ use lb_common::{
 };
 use sha2::{Digest as _, Sha256};
 
-use super::{PROGRAMS, Raw, diagnose, pins::Pins};
+use super::{PROGRAM, PROGRAMS, Raw, diagnose, pins::Pins};
 
 /// Identifies an object file.
 pub(super) fn object_id(object: &[u8]) -> u64 {
@@ -98,15 +99,42 @@ pub(crate) fn swap(program: &mut Xdp, pins: &Pins) -> Result<()> {
 /// Whether a program is attached by one of an instance's links.
 pub(super) fn is_attached(program: &Xdp, pins: &Pins) -> Result<bool> {
     let id = program.info().context("ask the kernel about the program")?.id();
+    Ok(linked(pins)?.contains_key(&id))
+}
+
+/// What an instance's links run: by the program's id, the names of the interfaces.
+fn linked(pins: &Pins) -> Result<BTreeMap<u32, Vec<String>>> {
+    let mut linked: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for interface in pins.links()? {
         let path = pins.link(&interface);
         let link = PinnedLink::from_pin(&path).map(FdLink::from);
         let link = link.and_then(|link| link.info());
-        if link.with_context(|| format!("look at {}", path.display()))?.program_id() == id {
-            return Ok(true);
-        }
+        let link = link.with_context(|| format!("look at {}", path.display()))?;
+        linked.entry(link.program_id()).or_default().push(interface);
     }
-    Ok(false)
+    Ok(linked)
+}
+
+/// The programs that an instance's links run, each with the names of its interfaces. Most often
+/// that is the pinned one; whatever else has been put there is looked up by its id.
+pub(super) fn attached(pins: &Pins) -> Result<Vec<(Vec<String>, Xdp)>> {
+    let mut attached = Vec::new();
+    for (id, interfaces) in linked(pins)? {
+        let pinned = pinned_program(pins, PROGRAM).ok();
+        let is_it = |program: &Xdp| program.info().is_ok_and(|info| info.id() == id);
+        let program = match pinned.filter(is_it) {
+            Some(program) => program,
+            None => {
+                let info = loaded_programs()
+                    .find_map(|info| info.ok().filter(|info| info.id() == id))
+                    .ok_or_else(|| anyhow!("program {id} of {} is gone", interfaces.join(", ")))?;
+                Xdp::from_program_info(info, Cow::Borrowed(PROGRAM), XdpAttachType::Interface)
+                    .with_context(|| format!("open program {id} of {}", interfaces.join(", ")))?
+            }
+        };
+        attached.push((interfaces, program));
+    }
+    Ok(attached)
 }
 
 /// Opens a pinned program.

@@ -17,6 +17,8 @@ mod memory;
 mod pins;
 mod prober;
 mod probes;
+pub(crate) mod run;
+pub(crate) mod segment;
 pub mod upgrade;
 
 use std::sync::{Mutex, PoisonError};
@@ -205,6 +207,15 @@ impl Datapath {
             *known = [program_id, known[0]];
         }
         known.contains(&program_id)
+    }
+
+    /// The programs that the pinned links run now, ours or not, each with the names of its
+    /// interfaces.
+    ///
+    /// # Errors
+    /// If a link can't be looked at, or its program can't be opened.
+    pub(crate) fn attached(&self) -> Result<Vec<(Vec<String>, Xdp)>> {
+        load::attached(&self.pins)
     }
 
     /// What every packet is told.

@@ -19,4 +19,5 @@ mod runtime;
 mod scene;
 mod two_balancers;
 mod upgrade;
+mod watchdog;
 mod wrong_input;

@@ -1,15 +1,11 @@
 //! The frames of a rehearsal: golden ones, of every kind that has a verdict of its own, and one
 //! for each sampled flow.
-//!
-//! TCP checksums are left zero: neither program looks at them.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 
-use lb_common::{
-    checksum,
-    wire::{self, Ipv4, Tcp, ethernet},
-};
-use zerocopy::{FromBytes as _, IntoBytes as _};
+use lb_common::wire::{Tcp, ethernet};
+
+use crate::datapath::segment::{MACS, segment, sign, stranger};
 
 /// A frame and what it is there to show.
 #[derive(Clone, Debug)]
@@ -33,14 +29,6 @@ pub enum Expected {
     SentTo([u8; 6]),
 }
 
-/// To us, from a locally administered address.
-const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
-
-/// Clients that nobody is (RFC 5737, RFC 3849).
-const CLIENT_V4: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 77));
-const CLIENT_V6: IpAddr =
-    IpAddr::V6(std::net::Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0x77));
-
 /// SYNs of unknown clients for each service: enough to see other slots chosen.
 const STRANGERS: u16 = 8;
 
@@ -58,7 +46,7 @@ pub fn golden(services: &[SocketAddr]) -> Vec<Case> {
             cases.extend(of_family(vip));
         }
         for number in 0..STRANGERS {
-            let client = SocketAddr::new(client(vip), 40_000 + number);
+            let client = SocketAddr::new(stranger(vip), 40_000 + number);
             for (what, flags) in [("a SYN", Tcp::SYN), ("the ACK after it", Tcp::ACK)] {
                 let name = format!("{what} from {client} to {vip}");
                 cases.push(anything(name, segment(client, vip, flags)));
@@ -70,8 +58,8 @@ pub fn golden(services: &[SocketAddr]) -> Vec<Case> {
 
 /// What can be wrong with a frame, once for each family.
 fn of_family(vip: SocketAddr) -> Vec<Case> {
-    let client = SocketAddr::new(client(vip), 39_999);
-    let stranger = SocketAddr::new(self::client(vip), vip.port());
+    let client = SocketAddr::new(stranger(vip), 39_999);
+    let stranger = SocketAddr::new(stranger(vip), vip.port());
     let ack = segment(client, vip, Tcp::ACK);
     let ip = ethernet::LEN;
     let tcp = ack.len() - Tcp::LEN;
@@ -131,51 +119,10 @@ fn anything(name: impl Into<String>, frame: Vec<u8>) -> Case {
     Case { name: name.into(), frame, expected: Expected::Anything }
 }
 
-fn client(vip: SocketAddr) -> IpAddr {
-    if vip.is_ipv4() { CLIENT_V4 } else { CLIENT_V6 }
-}
-
-/// A TCP segment without payload, in its frame.
-fn segment(from: SocketAddr, to: SocketAddr, flags: u8) -> Vec<u8> {
-    let mut frame = MACS.to_vec();
-    match (from.ip(), to.ip()) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let mut header = [0x45, 0, 0, 40, 0, 1, 0x40, 0, wire::TTL, wire::TCP, 0, 0].to_vec();
-            header.extend(source.octets());
-            header.extend(destination.octets());
-            sign(&mut header);
-            frame.extend(ethernet::IPV4);
-            frame.extend(header);
-        }
-        // Of one family both are: that of the service.
-        (source, destination) => {
-            let octets = |address| match address {
-                IpAddr::V4(v4) => v4.to_ipv6_mapped().octets(),
-                IpAddr::V6(v6) => v6.octets(),
-            };
-            frame.extend(ethernet::IPV6);
-            frame.extend([0x60, 0, 0, 0, 0, Tcp::LEN as u8, wire::TCP, wire::TTL]);
-            frame.extend(octets(source));
-            frame.extend(octets(destination));
-        }
-    }
-    frame.extend(from.port().to_be_bytes());
-    frame.extend(to.port().to_be_bytes());
-    // Sequence and acknowledgement number, header length, flags, window, checksum, urgent.
-    frame.extend([0, 0, 0, 7, 0, 0, 0, 9, 5 << 4, flags, 0xff, 0xff, 0, 0, 0, 0]);
-    frame
-}
-
-/// Puts the right checksum into an IPv4 header at the start of these bytes.
-fn sign(packet: &mut [u8]) {
-    if let Ok((header, _)) = Ipv4::read_from_prefix(packet) {
-        let sum = checksum::of_ipv4(&Ipv4 { checksum: [0; 2], ..header });
-        packet[..Ipv4::LEN].copy_from_slice(Ipv4 { checksum: sum, ..header }.as_bytes());
-    }
-}
-
 #[cfg(test)]
 mod tests {
+    use std::net::IpAddr;
+
     use lb_common::parse;
 
     use super::*;

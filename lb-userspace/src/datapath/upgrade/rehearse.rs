@@ -14,23 +14,22 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, anyhow};
-use aya::{
-    Ebpf, EbpfLoader, TestRun as _,
-    programs::{TestRunOptions, Xdp},
-};
+use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use lb_common::{
     abi::{Backend, Egress, Service, ServiceKey, Settings, VipFilter, capacity, map},
     address::Address,
     flow::GROUP,
     service::BackendState,
 };
-use zerocopy::IntoBytes as _;
 
 use super::{
     frames::{self, Case, Expected},
     table::{FlowTable, Sampled},
 };
-use crate::datapath::{Maps, PROGRAM, diagnose, load};
+use crate::datapath::{
+    Maps, PROGRAM, diagnose, load,
+    run::{Answer, Mac, PASS, REDIRECT, TRANSMIT, run},
+};
 
 /// Flows whose next packet is rehearsed, at most.
 const FLOWS: usize = 256;
@@ -39,8 +38,6 @@ const FLOWS: usize = 256;
 const SERVICES: usize = 8;
 /// Entries of a rehearsal's flow table.
 const TABLE: u32 = 4096;
-/// Room in front of a frame, for a tunnel header.
-const HEADROOM: usize = 256;
 
 /// What a program needs in its maps to answer as it would on the live ones.
 pub struct Scenery {
@@ -76,18 +73,6 @@ pub struct Difference {
     before: String,
     after: String,
 }
-
-/// A program's answer to a frame.
-#[derive(Clone, Debug, PartialEq, Eq)]
-struct Answer {
-    /// `enum xdp_action` in `linux/bpf.h`.
-    action: u32,
-    frame: Vec<u8>,
-}
-
-const PASS: u32 = 2;
-const TRANSMIT: u32 = 3;
-const REDIRECT: u32 = 4;
 
 impl Scenery {
     /// Reads the live maps. `tick` is now.
@@ -262,32 +247,8 @@ impl Stage {
 
     fn run(&self, case: &Case) -> Result<Answer> {
         let program: &Xdp = self.object.program(PROGRAM).context("it is loaded")?.try_into()?;
-        let mut frame = vec![0; case.frame.len() + HEADROOM];
-        // `struct xdp_md`: data, data_end, data_meta, ingress_ifindex, rx_queue_index,
-        // egress_ifindex.
-        let context = [0, case.frame.len() as u32, 0, self.interface, 0, 0];
-        let result = program
-            .test_run(TestRunOptions {
-                data_in: Some(&case.frame),
-                data_out: Some(&mut frame),
-                ctx_in: Some(context.as_bytes()),
-                ..TestRunOptions::default()
-            })
-            .with_context(|| format!("rehearse {} (BPF_PROG_TEST_RUN)", case.name))?;
-        frame.truncate(result.data_size_out as usize);
-        Ok(Answer { action: result.return_value, frame })
-    }
-}
-
-impl fmt::Display for Answer {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match (self.action, self.frame.first_chunk::<6>()) {
-            (0, _) => f.write_str("aborted"),
-            (1, _) => f.write_str("dropped"),
-            (PASS, _) => f.write_str("passed"),
-            (TRANSMIT | REDIRECT, Some(mac)) => write!(f, "sent to {}", Mac(*mac)),
-            (other, _) => write!(f, "the unknown action {other}"),
-        }
+        run(program, &case.frame, Some(self.interface))
+            .with_context(|| format!("rehearse {}", case.name))
     }
 }
 
@@ -298,15 +259,6 @@ impl fmt::Display for Expected {
             Self::Passed => f.write_str("it should be passed untouched"),
             Self::SentTo(mac) => write!(f, "it should be sent to {}", Mac(*mac)),
         }
-    }
-}
-
-struct Mac([u8; 6]);
-
-impl fmt::Display for Mac {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let [a, b, c, d, e, g] = self.0;
-        write!(f, "{a:02x}:{b:02x}:{c:02x}:{d:02x}:{e:02x}:{g:02x}")
     }
 }
 
