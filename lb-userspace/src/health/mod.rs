@@ -33,6 +33,3 @@ pub use self::{
     state::{Kept, Probe, Seen, State, Thresholds, Totals},
     target::Target,
 };
-
-#[cfg(test)]
-mod tests;

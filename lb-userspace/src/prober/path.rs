@@ -1,41 +1,20 @@
 //! One connection to a VIP at one backend.
 
-use std::{io, net::SocketAddr, sync::Arc};
+use std::{net::SocketAddr, sync::Arc};
 
 use futures_util::future::BoxFuture;
-use tokio::net::TcpStream;
 
-use super::{NoWay, Shared};
-use crate::{
-    health::{Connection, Failure, Path, Target},
-    model::Identity,
-};
+use super::{NoWay, Shared, ports::PORTS};
+use crate::health::{Connection, Failure, Path, Target};
 
 /// Makes connections by way of the VIPs; clones make them too.
 #[derive(Clone)]
 pub struct VipPath(Arc<Shared>);
 
-/// A source port in use; dropped, it rests. Close the connection first.
-pub struct PortInUse {
+/// A source port in use; dropped, it rests.
+struct PortInUse {
     port: u16,
     shared: Arc<Shared>,
-}
-
-/// Why there is no connection.
-#[derive(Debug, thiserror::Error)]
-pub enum Unconnected {
-    /// It was not tried.
-    #[error(transparent)]
-    NoWay(#[from] NoWay),
-    /// As many probes are under way as there are source ports.
-    #[error("no source port is free: 64,512 probes are under way")]
-    NoPort,
-    /// This host gives no socket, or not from that address.
-    #[error("open a socket in the probes' network namespace: {0}")]
-    Socket(#[source] io::Error),
-    /// It was tried.
-    #[error("connect: {0}")]
-    Connect(#[source] io::Error),
 }
 
 impl VipPath {
@@ -43,26 +22,41 @@ impl VipPath {
         Self(shared)
     }
 
-    /// Connects to the VIP of this identity, at its backend. It takes as long as the backend does;
-    /// dropped, it is given up.
-    ///
-    /// # Errors
-    /// If there is no way to the backend, this host has no means left, or the backend says no.
-    pub async fn connect(
-        &self,
-        identity: &Identity,
-    ) -> Result<(TcpStream, PortInUse), Unconnected> {
-        let (vip, _) = *identity;
-        let way = self.0.way(identity)?;
-        let socket = self.0.namespace.socket(vip.ip()).await.map_err(Unconnected::Socket)?;
-        let port = self.0.take_port(way.backend).ok_or(Unconnected::NoPort)?;
+    async fn connect(&self, target: &Target) -> Result<Connection, Failure> {
+        let (vip, _) = target.id;
+        let way = self.0.way(&target.id)?;
+        let not_made =
+            |error| Failure::NotMade(format!("open a socket from {}: {error}", way.source));
+        let socket = self.0.namespace.socket(vip.ip()).await.map_err(not_made)?;
+        let port = self.0.take_port(way.backend).ok_or_else(|| {
+            Failure::NotMade(format!("no source port is free: {PORTS} probes are under way"))
+        })?;
         let held = PortInUse { port, shared: self.0.clone() };
-        let own = SocketAddr::new(way.source, port);
         // A connection of the port's last probe may still be ending.
-        let bound = socket.set_reuseaddr(true).and_then(|()| socket.bind(own));
-        bound.map_err(Unconnected::Socket)?;
-        let stream = socket.connect(vip).await.map_err(Unconnected::Connect)?;
-        Ok((stream, held))
+        socket.set_reuseaddr(true).map_err(not_made)?;
+        socket.bind(SocketAddr::new(way.source, port)).map_err(not_made)?;
+        let connected = socket.connect(vip).await;
+        let stream =
+            connected.map_err(|error| Failure::of_connect(&error, target.check.timeout))?;
+        Ok(Connection { stream, held: Box::new(held) })
+    }
+}
+
+impl Path for VipPath {
+    fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Connection, Failure>> {
+        Box::pin(self.connect(target))
+    }
+}
+
+impl From<NoWay> for Failure {
+    /// A backend that nobody finds does not answer; all else says nothing of it.
+    fn from(why: NoWay) -> Self {
+        match why {
+            NoWay::Unresolved(_) => Self::NoWay(why.to_string()),
+            NoWay::NotYet | NoWay::NoSource { .. } | NoWay::Unheard { .. } => {
+                Self::NotMade(why.to_string())
+            }
+        }
     }
 }
 

@@ -8,6 +8,8 @@ use std::{
 
 /// From this port up: those below are for servers (RFC 6335 §6).
 const FIRST: u16 = 1024;
+/// How many there are.
+pub const PORTS: usize = (u16::MAX - FIRST) as usize + 1;
 /// A port rests for so long after its probe: what a slow server still sends, and the answer to
 /// that, finds its way meanwhile.
 const REST: Duration = Duration::from_secs(10);
@@ -59,7 +61,7 @@ mod tests {
     fn every_port_is_given_once_and_then_none() {
         let mut ports = Ports::new();
         let taken: HashSet<u16> = std::iter::from_fn(|| ports.take()).collect();
-        assert_eq!(taken.len(), 65_536 - 1024);
+        assert_eq!(taken.len(), PORTS);
         assert!(taken.iter().all(|port| *port >= 1024));
         assert_eq!(ports.take(), None);
     }

@@ -13,7 +13,7 @@ mod laboratory;
 mod life;
 mod networks;
 mod observe;
-mod passive;
+mod probe_path;
 mod rolling_deploy;
 mod runtime;
 mod scene;

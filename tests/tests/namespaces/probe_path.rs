@@ -1,0 +1,222 @@
+//! Probes by way of the VIP take the road of traffic, whatever that is, and come back.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Duration,
+};
+
+use lb_common::reason::Reason;
+use lb_userspace::{
+    config,
+    datapath::{Datapath, ProberParts},
+    health::{Failure, Path as _, Target},
+    instance::Instance,
+    model::{Desired, HealthCheck, Identity},
+    network::{self, NextHops, OwnAddresses},
+    prober::{Prober, Surroundings, VipPath, ways},
+    reconcile::{self, Image},
+};
+use sluice_tests::lab::{
+    Family, HealthServer, Host, Plan, Sluice, dataplane, fetch, is_privileged,
+};
+use tokio::{
+    io::{AsyncReadExt as _, AsyncWriteExt as _},
+    runtime::Runtime,
+    time::timeout,
+};
+
+use crate::scene::{Scene, VIP4, VIP6, address};
+
+/// Longer than a handshake takes here, shorter than a SYN is sent again.
+const PATIENCE: Duration = Duration::from_millis(700);
+
+/// What the daemon does for its probes, done by the test: the instance's daemon has stopped.
+struct Probing {
+    path: VipPath,
+    _prober: Prober,
+    datapath: Datapath,
+    targets: BTreeMap<String, Target>,
+    /// Goes last: its threads are in the balancer's namespace.
+    runtime: Runtime,
+}
+
+impl Probing {
+    /// Takes the instance on `host` over.
+    fn start(host: &Host, config: &str, mut sluice: Sluice) -> (Self, Sluice) {
+        sluice.stop().unwrap();
+        let desired = config::parse(config, "test").unwrap();
+        let instance: Instance = host.name().parse().unwrap();
+        let probing = host.enter(|| {
+            // Its threads inherit the namespace.
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build().unwrap();
+            let started = runtime.block_on(start(&instance, &desired));
+            let (prober, datapath) = started;
+            let check = Arc::new(HealthCheck::default());
+            let targets = desired.services.iter().flat_map(|service| {
+                let check = &check;
+                service.backends.iter().map(move |backend| {
+                    (backend.name.clone(), Target::new(service, backend, check))
+                })
+            });
+            let targets = targets.collect();
+            Self { path: prober.path(), _prober: prober, datapath, targets, runtime }
+        });
+        (probing, sluice)
+    }
+
+    /// Asks a backend through the VIP; its answer's body, or why there is none.
+    fn ask(&self, backend: &str) -> Result<String, Failure> {
+        let target = &self.targets[backend];
+        self.runtime.block_on(async {
+            let connected = timeout(PATIENCE, self.path.connect(target)).await;
+            let mut connection = connected.map_err(|_| Failure::NoAnswer(PATIENCE))??;
+            let request = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
+            connection.stream.write_all(request).await.unwrap();
+            let mut answer = String::new();
+            timeout(PATIENCE, connection.stream.read_to_string(&mut answer))
+                .await
+                .unwrap()
+                .unwrap();
+            Ok(answer.lines().last().unwrap_or_default().to_owned())
+        })
+    }
+}
+
+async fn start(instance: &Instance, desired: &Desired) -> (Prober, Datapath) {
+    let mut datapath = Datapath::adopt(instance).unwrap().unwrap();
+    let mut prober = Prober::start(instance, ProberParts::of(&datapath).unwrap()).await.unwrap();
+    datapath.set_probe_interface(prober.interface()).unwrap();
+
+    let next_hops = NextHops::start().await.unwrap();
+    let backends = desired.services.iter().flat_map(|service| &service.backends);
+    next_hops.watch(backends.map(|backend| backend.address).collect());
+    let mut snapshots = next_hops.snapshots();
+    let resolved =
+        snapshots.wait_for(|found| !found.is_empty() && found.values().all(Result::is_ok));
+    let next_hops = timeout(Duration::from_secs(10), resolved).await.unwrap().unwrap().clone();
+
+    let mut front = Vec::new();
+    for name in &desired.dataplane.interfaces {
+        front.push(network::interface(name).await.unwrap().index);
+    }
+    let ways_out = next_hops.values().flatten().filter(|hop| !front.contains(&hop.interface));
+    let mut others = Vec::new();
+    for name in ways_out.map(|hop| hop.interface_name.clone()).collect::<BTreeSet<_>>() {
+        others.push(network::interface(&name).await.unwrap());
+    }
+    prober.listen(&others);
+    let own: OwnAddresses = network::own_addresses().await.unwrap();
+
+    let mut image = reconcile::read(&datapath.maps).unwrap();
+    let around = Surroundings {
+        next_hops: &next_hops,
+        own: &own,
+        dataplane: &front,
+        unheard: prober.unheard(),
+    };
+    let ways = ways(desired.services.iter(), &around, |identity| index(&image, identity));
+    let sources = ways.sources.clone();
+    prober.follow(ways).await.unwrap();
+    let wanted = reconcile::wanted(desired, &next_hops, &datapath.seed());
+    let writes = reconcile::plan(&image, &wanted, &sources, |_| false).unwrap();
+    reconcile::apply(&writes, &mut datapath.maps, &mut image).unwrap();
+    (prober, datapath)
+}
+
+fn index(image: &Image, (vip, own): &Identity) -> Option<u16> {
+    let backends = image.backends.iter().find(|(_, backend)| {
+        let service = &image.services[&backend.service].service.key;
+        (IpAddr::from(service.address), service.port) == (vip.ip(), vip.port().to_be_bytes())
+            && IpAddr::from(backend.address) == own.ip()
+    });
+    backends.map(|(index, _)| *index)
+}
+
+/// A scene with `web` on the VIP; everything works.
+fn probing(plan: Plan, vip: &str, forwarding: &str, family: Family) -> (Scene, Probing, Sluice) {
+    let mut scene = Scene::start(plan);
+    scene.own(vip, forwarding);
+    let config = dataplane(&["eth0"]) + &scene.service("web", vip, forwarding, family);
+    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
+    let (probing, sluice) = Probing::start(scene.lab.balancer(), &config, sluice);
+    (scene, probing, sluice)
+}
+
+#[track_caller]
+fn assert_all_answer(scene: &Scene, probing: &Probing) {
+    // Several of each, in turn: a probe must never reach another backend.
+    for _ in 0..10 {
+        for name in scene.backends() {
+            assert_eq!(probing.ask(name), Ok(name.to_owned()));
+        }
+    }
+}
+
+#[test]
+fn probes_reach_each_backend_by_the_forwarding_of_traffic() {
+    if !is_privileged() {
+        return;
+    }
+    let cases = [
+        (VIP4, "l2", Family::V4),
+        (VIP6, "l2", Family::V6),
+        (VIP4, "ipip", Family::V4),
+        (VIP4, "ipip", Family::V6),
+        (VIP6, "ipip", Family::V4),
+        (VIP6, "ipip", Family::V6),
+    ];
+    for (vip, forwarding, family) in cases {
+        println!("{vip} by {forwarding} over {family:?}");
+        let (scene, probing, _sluice) = probing(Plan::default(), vip, forwarding, family);
+        let before = probing.datapath.maps.reason_counts().unwrap();
+        assert_all_answer(&scene, &probing);
+        let counted = probing.datapath.maps.reason_counts().unwrap();
+        let more = |reason: Reason| counted[reason as usize] - before[reason as usize];
+        // SYN and ACK, the answer, FIN: of 30 probes.
+        assert!(more(Reason::ProbeAnswer) >= 90, "{}", more(Reason::ProbeAnswer));
+        assert_eq!(more(Reason::ProbeUndelivered), 0, "the namespace sends nothing by itself");
+        // Clients are served beside it.
+        assert_eq!(scene.request(vip, 30).failed(), 0);
+    }
+}
+
+#[test]
+fn answers_by_another_interface_are_heard_too() {
+    if !is_privileged() {
+        return;
+    }
+    let plan = Plan { second_network: true, ..Plan::default() };
+    let (scene, probing, _sluice) = probing(plan, VIP4, "l2", Family::V4);
+    assert_all_answer(&scene, &probing);
+}
+
+#[test]
+fn each_fault_of_a_backend_shows_in_its_probe_alone() {
+    if !is_privileged() {
+        return;
+    }
+    let (mut scene, probing, _sluice) = probing(Plan::default(), VIP4, "ipip", Family::V4);
+    let vip = address(VIP4).ip();
+    assert_all_answer(&scene, &probing);
+
+    scene.agents[0].stop_decapsulating().unwrap();
+    scene.agents[1].kill9().unwrap();
+    scene.lab.backends()[1].disown_vip(vip).unwrap();
+    scene.nginx.remove(2);
+    let web_3 = &scene.lab.backends()[2];
+    let own = SocketAddr::new(web_3.address(Family::V4), 80);
+    let _server = HealthServer::http(web_3, own).unwrap();
+
+    let none = Err(Failure::NoAnswer(PATIENCE));
+    assert_eq!(probing.ask("web-1"), none, "it does not unpack");
+    assert_eq!(probing.ask("web-2"), none, "it does not own the VIP");
+    assert_eq!(probing.ask("web-3"), Err(Failure::Refused), "it listens elsewhere");
+    // Asked directly, all are well.
+    for host in scene.lab.backends() {
+        let own = SocketAddr::new(host.address(Family::V4), 80);
+        let direct = scene.lab.balancer().enter(|| fetch(own, "/", Duration::from_secs(5)));
+        assert_eq!(direct.unwrap().backend, host.role());
+    }
+}
