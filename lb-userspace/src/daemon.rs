@@ -380,6 +380,11 @@ async fn look_around(observed: &Observed, owned: &mut BTreeSet<IpAddr>) {
 /// What is done all the time.
 fn beat(observed: &Observed, pulse: u32) {
     let mut state = observed.lock();
+    let is_round = pulse.is_multiple_of(ROUND);
+    if is_round {
+        // Before anything is mended, so that what was wrong is known.
+        state.test_services();
+    }
     if pulse.is_multiple_of(MEND)
         && let Err(error) = state.mend()
     {
@@ -387,7 +392,6 @@ fn beat(observed: &Observed, pulse: u32) {
     }
     state.read_traffic(Instant::now());
     state.look_at_backends();
-    let is_round = pulse.is_multiple_of(ROUND);
     if is_round || state.intent.waits() {
         state.limit();
         match state.sweep() {

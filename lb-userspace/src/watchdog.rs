@@ -173,6 +173,10 @@ impl Tables for Wanted<'_> {
 
     fn record_flow(&self, _index: u32, _record: FlowRecord) {}
 
+    fn flow_start(&self, _index: u32) -> Option<u64> {
+        None
+    }
+
     fn service_index(&self, key: &ServiceKey) -> Option<u16> {
         self.service(self.service).filter(|service| service.key == *key).map(|_| self.service)
     }
@@ -204,6 +208,8 @@ impl Tables for Wanted<'_> {
     fn count_traffic(&self, _backend: u16, _bytes: u64) {}
 
     fn count_event(&self, _backend: u16, _event: Event) {}
+
+    fn count_handshake(&self, _backend: u16, _jiffies: u64) {}
 
     fn count_reason(&self, _reason: Reason) {}
 }

@@ -2,6 +2,7 @@
 //! and from what was last seen.
 
 mod flows;
+mod forwarding;
 mod health;
 mod state;
 mod status;

@@ -72,6 +72,8 @@ pub struct State {
     pub notes: Vec<String>,
     /// Why an interface could not be attached to again, if it could not.
     pub attach_error: Option<String>,
+    /// Services that the attached program does not forward as it should, one sentence each.
+    pub not_forwarded: Vec<String>,
     /// Writes that mended what somebody else had changed in the maps.
     pub drift_repairs: u64,
     /// What happened.
@@ -132,6 +134,7 @@ impl State {
             reload_error: None,
             notes,
             attach_error: None,
+            not_forwarded: Vec::new(),
             drift_repairs: 0,
             store,
             changed: Instant::now(),

@@ -46,7 +46,7 @@ pub(super) fn status(state: &State) -> api::Status {
     api::Status {
         instance: state.instance.name().to_owned(),
         version: api::VERSION.to_owned(),
-        ready: attached && state.image.filter.is_some(),
+        ready: attached && state.image.filter.is_some() && state.not_forwarded.is_empty(),
         since: humantime::format_rfc3339_seconds(state.since).to_string(),
         interfaces,
         services,
@@ -280,6 +280,7 @@ fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> 
     problems
         .extend(state.reconcile_error.iter().map(|e| format!("the maps are not as wanted: {e}")));
     problems.extend(state.attach_error.clone());
+    problems.extend(state.not_forwarded.iter().cloned());
     problems.extend(state.keep_error.clone());
     problems.extend(state.journal.error());
     problems.extend(state.reload_error.clone());

@@ -60,20 +60,6 @@ impl From<NoWay> for Failure {
     }
 }
 
-impl Path for VipPath {
-    fn connect<'a>(&'a self, target: &'a Target) -> BoxFuture<'a, Result<Connection, Failure>> {
-        Box::pin(async {
-            match self.connect(&target.id).await {
-                Ok((stream, held)) => Ok(Connection { stream, held: Box::new(held) }),
-                Err(Unconnected::Connect(error)) => {
-                    Err(Failure::of_connect(&error, target.check.timeout))
-                }
-                Err(error) => Err(Failure::NotMade(error.to_string())),
-            }
-        })
-    }
-}
-
 impl Drop for PortInUse {
     fn drop(&mut self) {
         self.shared.give_port_back(self.port);

@@ -24,7 +24,8 @@ fn self_test(purpose: Purpose, family: Family) -> HostFrame {
 /// Runs one; nothing may be remembered, and nothing counted with a backend or a reason.
 #[track_caller]
 fn without_trace(sides: &mut Sides, name: &str, frame: &HostFrame) -> (Answer, HostFrame) {
-    let (answer, output, Counted { reasons, traffic, events }) = sides.run(name, frame);
+    let (answer, output, counted) = sides.run(name, frame);
+    let Counted { reasons, traffic, events, handshakes } = counted;
     assert!(reasons.is_empty() && events.is_empty(), "{name}: {reasons:?} {events:?}");
     assert!(traffic.keys().all(|backend| *backend == 0), "{name}: {traffic:?}");
     assert!(sides.tables.records().is_empty(), "{name}");

@@ -11,7 +11,7 @@ use lb_common::reason::Reason;
 use lb_userspace::{
     config,
     datapath::{Datapath, ProberParts},
-    health::{Failure, Path as _, Target},
+    health::{Failure, Path as _, Standings, Target},
     instance::Instance,
     model::{Desired, HealthCheck, Identity},
     network::{self, NextHops, OwnAddresses},
@@ -119,7 +119,7 @@ async fn start(instance: &Instance, desired: &Desired) -> (Prober, Datapath) {
     let ways = ways(desired.services.iter(), &around, |identity| index(&image, identity));
     let sources = ways.sources.clone();
     prober.follow(ways).await.unwrap();
-    let wanted = reconcile::wanted(desired, &next_hops, &datapath.seed());
+    let wanted = reconcile::wanted(desired, &next_hops, &Standings::default(), &datapath.seed());
     let writes = reconcile::plan(&image, &wanted, &sources, |_| false).unwrap();
     reconcile::apply(&writes, &mut datapath.maps, &mut image).unwrap();
     (prober, datapath)

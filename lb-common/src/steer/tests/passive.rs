@@ -22,7 +22,8 @@ fn turn_of(tables: &HostTables, flags: u8, now: u64) -> Turn {
     let segment = parsed(&client(1).with_flags(flags));
     let hash = hash::of_flow(&segment, &tables.settings.hash_keys);
     let group = tables.flow_group(flow::group_index(hash, &tables.settings)).expect("a group");
-    Turn { segment, hash, now, found: flow::find(&group, hash).unwrap_or(Found::NOTHING) }
+    let found = flow::find(&group, hash).unwrap_or(Found::NOTHING);
+    Turn { segment, hash, now, interface: u64::from(sample::INTERFACE), found }
 }
 
 /// The first backend's counts, for those events that tell of its health.
@@ -38,8 +39,8 @@ fn a_handshake_is_counted_once_and_with_its_time() {
         all_slots_to(&mut tables, backend(0));
         let start = at(&tables, 0);
         for (flags, now) in [(SYN, start), (flags, start + wait), (ACK, start + 2 * wait)] {
-            let segment = parsed(&client(1).with_flags(flags));
-            steer::<HostFrame, _>(&segment, &tables, now);
+            let sent = client(1).with_flags(flags);
+            steer(&sent.frame(), &parsed(&sent), &tables, now);
         }
         send_all(&tables, &client(1), &[ACK, ACK], 1);
         let counted = tables.take_counted();
@@ -75,10 +76,11 @@ fn a_record_that_is_not_the_flows_does_no_harm() {
         let mut tables = tables();
         all_slots_to(&mut tables, backend(0));
         let late = 1 << 40;
-        steer::<HostFrame, _>(&parsed(&client(1).with_flags(SYN)), &tables, late);
+        let syn = client(1).with_flags(SYN);
+        steer(&syn.frame(), &parsed(&syn), &tables, late);
         let position = tables.position(&parsed(&client(1))).expect("it is in the table");
         tables.record_flow(position as u32, FlowRecord { start: wrong, ..FlowRecord::default() });
-        steer::<HostFrame, _>(&parsed(&client(1)), &tables, late);
+        steer(&client(1).frame(), &parsed(&client(1)), &tables, late);
         let found = tables.take_counted().handshakes[&backend(0)];
         assert_eq!(found, times(&[counted]), "{wrong}");
         assert_eq!(found.buckets.iter().sum::<u64>(), 1);
