@@ -24,9 +24,10 @@ fn a_wrong_configuration_is_refused_with_the_place_and_the_thing() {
     };
     let head = dataplane(&["eth0"]);
     let good = head.clone() + &web("web", VIP4, "l2", Family::V4);
-    let cases: [(&str, String, &[&str]); 10] = [
+    let cases: [(&str, String, &[&str]); 11] = [
         ("unknown field", good.clone() + "wieght = 3\n", &[":15:", "wieght"]),
         ("no TOML", good.clone() + "[[[\n", &[":15:"]),
+        ("no Ethernet", good.replace("eth0", "lo"), &["lo", "not Ethernet"]),
         ("absent interface", good.replace("eth0", "eth7"), &["eth7"]),
         ("second is absent", good.replace("[\"eth0\"]", "[\"eth0\", \"eth7\"]"), &["eth7"]),
         ("duplicate VIP", good.clone() + &web("other", VIP4, "ipip", Family::V4), &[":17:", VIP4]),
