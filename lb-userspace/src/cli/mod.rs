@@ -9,6 +9,7 @@ mod change;
 mod check;
 mod differences;
 mod direct;
+mod doctor;
 mod drain;
 mod events;
 mod figures;
@@ -142,6 +143,12 @@ enum Command {
         #[command(flatten)]
         output: Output,
     },
+    /// What is wrong, here and on the way to each backend, and what to do about it?
+    ///
+    /// Looks at interfaces, routes, neighbours, MTUs and addresses of this host, and compares a
+    /// connection to each backend's own address with the daemon's last probe by way of the VIP.
+    #[command(after_help = "Exit codes: 0 nothing is wrong; 1 something is.")]
+    Doctor(Output),
     /// What became of every frame, and why
     Reasons {
         /// Also what never happened
@@ -327,6 +334,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
                 render::reasons(reasons, all, palette)
             })?;
         }
+        Command::Doctor(output) => return doctor::execute(&client, &output).await,
         Command::Upgrade(arguments) => return upgrade::execute(&arguments, &instance),
         Command::Events(arguments) => {
             return events::execute(&client, &instance, &arguments).await;

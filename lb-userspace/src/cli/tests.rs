@@ -41,6 +41,7 @@ fn every_documented_command_is_understood() {
         "sluice backend list web --json",
         "sluice flows --service web --backend web-1 --client 2001:db8::1 --limit 0",
         "sluice reasons --all",
+        "sluice doctor --json",
         "sluice detach",
         "sluice upgrade",
         "sluice upgrade --watch 10 --force --json",

@@ -1,11 +1,14 @@
 //! A small instance that answers, for the tests of all who ask or print.
 
-use std::sync::atomic::{AtomicBool, Ordering};
+use std::{
+    sync::atomic::{AtomicBool, Ordering},
+    time::Duration,
+};
 
 use lb_common::{abi::HandshakeTimes, flow::State, reason::Reason};
 
 use super::{Control, Peer, api};
-use crate::intent::Refusal;
+use crate::{drain::Moment, health, intent::Refusal, model::Via};
 
 /// Always the same answers; ready or not.
 pub struct Sample {
@@ -162,11 +165,10 @@ pub fn status() -> api::Status {
                         health: api::Health::Unreachable,
                         takes_new_flows: false,
                         why: "no answer to SYN within 1s".to_owned(),
-                        last_probe: Some(api::LastProbe {
-                            age_seconds: 1.5,
-                            duration_ms: 1000.0,
-                            error: Some("no answer to SYN within 1s".to_owned()),
-                        }),
+                        last_probe: Some(probe(
+                            Some(health::Failure::NoAnswer(Duration::from_secs(1))),
+                            1.5,
+                        )),
                         next_hop: "no answer to ARP on eth0".to_owned(),
                         reset_flows_total: 7,
                         ..backend("web-2", "10.0.0.12")
@@ -245,7 +247,7 @@ fn backend(name: &str, address: &str) -> api::Backend {
         health: api::Health::Healthy,
         health_since: Some("2026-05-01T07:30:01Z".to_owned()),
         stale: false,
-        last_probe: Some(api::LastProbe { age_seconds: 0.5, duration_ms: 1.25, error: None }),
+        last_probe: Some(probe(None, 0.5)),
         why: "healthy".to_owned(),
         suspect: false,
         outlier: false,
@@ -263,6 +265,14 @@ fn backend(name: &str, address: &str) -> api::Backend {
         second_tries_total: 0,
         handshake_times: api::HandshakeTimes::new(&HandshakeTimes::default(), 250),
     }
+}
+
+/// A probe that ended so long ago.
+fn probe(failure: Option<health::Failure>, age_seconds: f64) -> api::LastProbe {
+    let duration = Duration::from_micros(if failure.is_some() { 1_000_000 } else { 1250 });
+    let outcome = failure.map_or(Ok(()), Err);
+    let probe = health::Probe { at: Moment(0), duration, outcome };
+    api::LastProbe { age_seconds, ..api::LastProbe::new(Via::Vip, &probe, Moment(0)) }
 }
 
 /// Handshakes that took so many jiffies.

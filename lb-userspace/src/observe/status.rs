@@ -196,7 +196,7 @@ fn backend(
         health: standing.map_or(health::State::Unknown, |standing| standing.health).into(),
         health_since: seen.map(|seen| seen.since.to_string()),
         stale: seen.is_some_and(|seen| seen.stale),
-        last_probe: seen.and_then(|seen| seen.last.as_ref()).map(last_probe),
+        last_probe: last_probe(service, seen),
         why: String::new(),
         suspect: state.traffic_of(&identity).is_suspect,
         outlier: state.stands_out(&identity),
@@ -219,12 +219,10 @@ fn backend(
     }
 }
 
-fn last_probe(probe: &health::Probe) -> api::LastProbe {
-    api::LastProbe {
-        age_seconds: probe.at.until(Moment::now()).as_secs_f64(),
-        duration_ms: probe.duration.as_secs_f64() * 1e3,
-        error: probe.outcome.as_ref().err().map(ToString::to_string),
-    }
+fn last_probe(service: &Service, seen: Option<&Seen>) -> Option<api::LastProbe> {
+    let check = service.health.as_ref()?;
+    let probe = seen?.last.as_ref()?;
+    Some(api::LastProbe::new(check.via, probe, Moment::now()))
 }
 
 fn describe(next_hop: Option<&Result<NextHop, Unresolved>>) -> String {

@@ -27,6 +27,7 @@ fn without_trace(sides: &mut Sides, name: &str, frame: &HostFrame) -> (Answer, H
     let (answer, output, counted) = sides.run(name, frame);
     let Counted { reasons, traffic, events, handshakes } = counted;
     assert!(reasons.is_empty() && events.is_empty(), "{name}: {reasons:?} {events:?}");
+    assert!(handshakes.is_empty(), "{name}: {handshakes:?}");
     assert!(traffic.keys().all(|backend| *backend == 0), "{name}: {traffic:?}");
     assert!(sides.tables.records().is_empty(), "{name}");
     (answer, output)

@@ -4,6 +4,7 @@
 
 mod agent;
 mod churn;
+mod doctor;
 mod drain;
 mod drift;
 mod faults;

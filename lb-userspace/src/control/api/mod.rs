@@ -4,6 +4,7 @@
 mod change;
 mod event;
 mod handshakes;
+mod probe;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -21,6 +22,7 @@ pub use self::change::{
 pub use self::{
     event::{Event, EventFilter, EventKind, Events},
     handshakes::HandshakeTimes,
+    probe::LastProbe,
 };
 use crate::{choice::Tier, drain, health};
 
@@ -182,17 +184,6 @@ pub enum Health {
     Unhealthy,
     /// It does not answer.
     Unreachable,
-}
-
-/// A probe of a backend.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct LastProbe {
-    /// How long ago it ended.
-    pub age_seconds: f64,
-    /// How long it took.
-    pub duration_ms: f64,
-    /// Why it failed; `None`: it did not.
-    pub error: Option<String>,
 }
 
 /// How the prober itself does.

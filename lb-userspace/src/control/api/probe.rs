@@ -1,0 +1,33 @@
+//! The last health probe of a backend.
+
+use serde::{Deserialize, Serialize};
+
+use crate::{doctor::Met, drain::Moment, health::Probe, model::Via};
+
+/// The last health probe of a backend.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct LastProbe {
+    /// `vip` or `backend`: which way it went.
+    pub via: String,
+    /// What it met.
+    pub met: Met,
+    /// Why it was no success; none if it was.
+    pub error: Option<String>,
+    /// Since it ended.
+    pub age_seconds: f64,
+    /// How long it took.
+    pub seconds: f64,
+}
+
+impl LastProbe {
+    /// Of a probe that went this way.
+    pub fn new(via: Via, probe: &Probe, now: Moment) -> Self {
+        Self {
+            via: via.name().to_owned(),
+            met: Met::by(&probe.outcome),
+            error: probe.outcome.as_ref().err().map(ToString::to_string),
+            age_seconds: probe.at.until(now).as_secs_f64(),
+            seconds: probe.duration.as_secs_f64(),
+        }
+    }
+}

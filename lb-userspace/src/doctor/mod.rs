@@ -1,0 +1,292 @@
+//! `sluice doctor`: looks at this host and at the way to each backend, and says what is wrong and
+//! what to do about it.
+//!
+//! `host` and `cause` decide from what was seen, purely; here it is looked at. What goes by the
+//! VIP is the daemon's last probe (nobody else can send one); what goes directly is tried at once.
+
+mod cause;
+mod host;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::{IpAddr, SocketAddr},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use futures_util::{StreamExt as _, stream};
+use serde::Serialize;
+use tokio::{
+    net::{TcpStream, UdpSocket},
+    time::timeout,
+};
+
+pub use self::cause::{Cause, Met, cause};
+use crate::{
+    config,
+    control::{api, client::Client},
+    datapath::preflight,
+    health::Failure,
+    model::{Backend, Desired, Identity, Service, Via},
+    network::{self, Interface, NextHops, OwnAddresses, Snapshot},
+    prober::{NoWay, Surroundings, ways},
+};
+
+/// How long a connection to a backend may take.
+const PATIENCE: Duration = Duration::from_secs(1);
+/// How long the backends' neighbours may take to answer.
+const RESOLVING: Duration = Duration::from_secs(3);
+/// Connections under way at once.
+const AT_ONCE: usize = 64;
+
+/// All that was found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Report {
+    /// Whether nothing is wrong; what is doubtful does not count.
+    pub well: bool,
+    /// This host first, then backend by backend.
+    pub findings: Vec<Finding>,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Finding {
+    /// What: `interface eth0`, `backend web/web-1`.
+    pub about: String,
+    /// How bad it is.
+    pub severity: Severity,
+    /// What was found, in one sentence.
+    pub says: String,
+    /// What to do about it, if anything can be said.
+    pub mend: Option<String>,
+}
+
+/// How bad it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Severity {
+    /// As it should be.
+    Well,
+    /// It works, but not as well as it might.
+    Doubt,
+    /// Clients may notice.
+    Wrong,
+}
+
+impl Finding {
+    fn well(about: String, says: impl Into<String>) -> Self {
+        Self { about, severity: Severity::Well, says: says.into(), mend: None }
+    }
+
+    fn doubt(about: String, says: impl Into<String>, mend: String) -> Self {
+        Self { severity: Severity::Doubt, ..Self::wrong(about, says, mend) }
+    }
+
+    fn wrong(about: String, says: impl Into<String>, mend: String) -> Self {
+        let mend = Some(mend).filter(|mend| !mend.is_empty());
+        Self { about, severity: Severity::Wrong, says: says.into(), mend }
+    }
+}
+
+/// Looks at everything.
+///
+/// # Errors
+/// If this host's network can't be looked at, or the daemon answers garbage. That there is no
+/// daemon is a finding.
+pub async fn examine(client: &Client) -> Result<Report> {
+    let mut findings = Vec::new();
+    if let Err(error) = preflight() {
+        findings.push(Finding::wrong("this host".to_owned(), format!("{error:#}"), String::new()));
+    }
+    match client.status().await {
+        Ok(status) => {
+            let exported = client.export().await?;
+            let desired = config::parse(&exported.text, "the running config")
+                .context("read the running config")?;
+            findings.extend(look(&status, &desired).await?);
+        }
+        Err(error) => {
+            let error = format!("{:#}", anyhow::Error::from(error));
+            findings.push(Finding::wrong("daemon".to_owned(), error, String::new()));
+        }
+    }
+    let well = findings.iter().all(|finding| finding.severity != Severity::Wrong);
+    Ok(Report { well, findings })
+}
+
+async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
+    let mut findings = vec![match status.ready {
+        true => Finding::well("daemon".to_owned(), "attached and forwarding"),
+        false => Finding::wrong("daemon".to_owned(), status.problems.join("; "), String::new()),
+    }];
+    let mut front: Vec<Interface> = Vec::new();
+    for seen in &status.interfaces {
+        let found = network::interface(&seen.name).await;
+        let found = found.map_err(|error| error.to_string());
+        findings.push(host::interface(
+            &seen.name,
+            seen.attached,
+            found.as_ref().map_err(Clone::clone),
+        ));
+        front.extend(found);
+    }
+    for vip in vips(desired) {
+        // Only an address that this host has can be bound, whoever put it there.
+        if UdpSocket::bind((vip, 0)).await.is_err() {
+            findings.push(Finding::wrong(
+                format!("VIP {vip}"),
+                "this host does not own it: nobody answers ARP, neighbour discovery and ping for it",
+                "the daemon puts it back within a second; see `sluice status` if it does not"
+                    .to_owned(),
+            ));
+        }
+    }
+
+    let next_hops = resolve(desired).await?;
+    let own = network::own_addresses().await?;
+    let unasked = unasked(desired, &next_hops, &own, &front);
+    let client_mtu = front.iter().map(|interface| interface.mtu).fold(host::CLIENT_MTU, u32::min);
+    let backends: Vec<_> =
+        desired.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b))).collect();
+    let direct = stream::iter(&backends)
+        .map(|(service, backend)| connect(service.identity(backend).1))
+        .buffered(AT_ONCE)
+        .collect::<Vec<_>>()
+        .await;
+    for ((service, backend), direct) in backends.into_iter().zip(direct) {
+        let about = format!("backend {}/{}", service.name, backend.name);
+        let before = findings.len();
+        let hop = next_hops.get(&backend.address);
+        findings.extend(host::way(about.clone(), service, backend, hop, client_mtu));
+        let no_way = unasked.get(&service.identity(backend));
+        if hop.is_some_and(Result::is_ok) {
+            findings.extend(
+                no_way.map(|why| Finding::wrong(about.clone(), why.to_string(), String::new())),
+            );
+            let seen = status.service(&service.name).and_then(|s| s.backend(&backend.name)).ok();
+            let seen = seen.and_then(|backend| backend.last_probe.as_ref());
+            findings.extend(illness(about.clone(), service, backend, seen, direct));
+        }
+        if findings.len() == before {
+            findings.push(Finding::well(about, "it can be reached, and answers"));
+        }
+    }
+    Ok(findings)
+}
+
+/// What is wrong with a backend that can be reached.
+fn illness(
+    about: String,
+    service: &Service,
+    backend: &Backend,
+    seen: Option<&api::LastProbe>,
+    direct: Met,
+) -> Option<Finding> {
+    let (vip, own) = service.identity(backend);
+    let by_vip = seen.filter(|probe| probe.via == Via::Vip.name()).map(|probe| probe.met);
+    // What is asked directly by the daemon is asked for more than a connection.
+    let direct = match seen {
+        Some(probe) if by_vip.is_none() && probe.met != Met::Well => probe.met,
+        _ => direct,
+    };
+    let cause = cause(by_vip, direct)?;
+    let error = seen.and_then(|probe| probe.error.clone());
+    let mut says = cause.says(vip, own);
+    if let Some(error) = error {
+        says = format!("{says}; its last probe: {error}");
+    }
+    let mend = cause.mend(service.forwarding, vip, own).unwrap_or_default();
+    if seen.is_none() && cause != Cause::NoWay {
+        // Its service may listen on the VIP alone, a firewall protect its own address.
+        says = format!("{says}; by way of {vip} it is not probed, so that may be well");
+        return Some(Finding::doubt(about, says, mend));
+    }
+    Some(Finding::wrong(about, says, mend))
+}
+
+/// The VIPs that this host shall own.
+fn vips(desired: &Desired) -> BTreeSet<IpAddr> {
+    let services = desired.services.iter().filter(|_| desired.dataplane.own_vips);
+    services.map(|service| service.vip.ip()).collect()
+}
+
+/// Where the backends are, asked of the kernel anew.
+async fn resolve(desired: &Desired) -> Result<Snapshot> {
+    let backends = desired.services.iter().flat_map(|service| &service.backends);
+    let addresses: BTreeSet<IpAddr> = backends.map(|backend| backend.address).collect();
+    if addresses.is_empty() {
+        return Ok(Snapshot::default());
+    }
+    let next_hops = NextHops::start().await?;
+    next_hops.watch(addresses);
+    let mut snapshots = next_hops.snapshots();
+    let all = snapshots.wait_for(|found| !found.is_empty() && found.values().all(Result::is_ok));
+    // A time-out: some are not found, and the snapshot says why.
+    let _ = timeout(RESOLVING, all).await;
+    Ok(snapshots.borrow().clone())
+}
+
+/// The backends that can't be asked by way of the VIP, though they should be.
+fn unasked(
+    desired: &Desired,
+    next_hops: &Snapshot,
+    own: &OwnAddresses,
+    front: &[Interface],
+) -> BTreeMap<Identity, NoWay> {
+    let is_by_vip =
+        |service: &&Service| service.health.as_ref().is_some_and(|check| check.via == Via::Vip);
+    let dataplane: Vec<u32> = front.iter().map(|interface| interface.index).collect();
+    let unheard = BTreeMap::new();
+    let around = Surroundings { next_hops, own, dataplane: &dataplane, unheard: &unheard };
+    // The daemon knows their indices; any will do here.
+    let ways = ways(desired.services.iter().filter(is_by_vip), &around, |_| Some(1)).ways;
+    ways.into_iter().filter_map(|(identity, way)| Some((identity, way.err()?))).collect()
+}
+
+/// A connection to a backend's own address.
+async fn connect(backend: SocketAddr) -> Met {
+    match timeout(PATIENCE, TcpStream::connect(backend)).await {
+        Err(_) => Met::Silence,
+        Ok(Ok(_)) => Met::Well,
+        Ok(Err(error)) => Met::by(&Err(Failure::of_connect(&error, PATIENCE))),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::sample;
+
+    #[test]
+    fn a_backend_that_is_well_but_for_the_vip_is_found() {
+        let service = sample::service("web", 1);
+        let ill = |seen: Option<(Via, Met)>, direct| {
+            let seen = seen.map(|(via, met)| api::LastProbe {
+                via: via.name().to_owned(),
+                met,
+                error: (met != Met::Well).then(|| "no answer to SYN within 1s".to_owned()),
+                age_seconds: 0.5,
+                seconds: 1.0,
+            });
+            let backend = &service.backends[0];
+            illness("backend web/web-1".to_owned(), &service, backend, seen.as_ref(), direct)
+        };
+        let finding = ill(Some((Via::Vip, Met::Silence)), Met::Well).expect("no VIP there");
+        assert_eq!(finding.severity, Severity::Wrong);
+        assert_eq!(
+            finding.says,
+            "10.0.0.11 is up, but takes no frames for 203.0.113.10; its last probe: no answer to \
+             SYN within 1s"
+        );
+        assert!(finding.mend.expect("a mend").contains("sluice agent run"));
+
+        assert_eq!(ill(Some((Via::Vip, Met::Well)), Met::Refused), None, "it listens on the VIP");
+        assert_eq!(ill(Some((Via::Backend, Met::Well)), Met::Well), None);
+        let finding = ill(Some((Via::Backend, Met::Ill)), Met::Well).expect("the daemon saw it");
+        assert_eq!(finding.severity, Severity::Wrong);
+        // Nobody has tried the VIP.
+        assert_eq!(ill(None, Met::Well), None);
+        let finding = ill(None, Met::Refused).expect("its own address refuses");
+        assert_eq!(finding.severity, Severity::Doubt);
+    }
+}
