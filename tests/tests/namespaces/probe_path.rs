@@ -11,15 +11,16 @@ use lb_common::reason::Reason;
 use lb_userspace::{
     config,
     datapath::{Datapath, ProberParts},
-    health::{Failure, Path as _, Standings, Target},
+    health::{Direct, Engine, Failure, Path as _, Paths, Standings, Target},
     instance::Instance,
-    model::{Desired, HealthCheck, Identity},
+    model::{CheckKind, Desired, HealthCheck, HttpCheck, Identity},
     network::{self, NextHops, OwnAddresses},
     prober::{Prober, Surroundings, VipPath, ways},
     reconcile::{self, Image},
 };
 use sluice_tests::lab::{
-    Family, HealthServer, Host, Plan, Sluice, dataplane, fetch, is_privileged,
+    DEADLINE, Family, HealthServer, Host, Nginx, Plan, Sluice, dataplane, fetch, is_privileged,
+    until,
 };
 use tokio::{
     io::{AsyncReadExt as _, AsyncWriteExt as _},
@@ -66,20 +67,24 @@ impl Probing {
         (probing, sluice)
     }
 
-    /// Asks a backend through the VIP; its answer's body, or why there is none.
+    /// Asks a backend through the VIP; its answer's last line, or why there is none.
     fn ask(&self, backend: &str) -> Result<String, Failure> {
+        let answer = self.get(backend, "/")?;
+        Ok(String::from_utf8_lossy(&answer).lines().last().unwrap_or_default().to_owned())
+    }
+
+    /// The same of a path; the whole answer.
+    fn get(&self, backend: &str, path: &str) -> Result<Vec<u8>, Failure> {
         let target = &self.targets[backend];
         self.runtime.block_on(async {
             let connected = timeout(PATIENCE, self.path.connect(target)).await;
             let mut connection = connected.map_err(|_| Failure::NoAnswer(PATIENCE))??;
-            let request = b"GET / HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n";
-            connection.stream.write_all(request).await.unwrap();
-            let mut answer = String::new();
-            timeout(PATIENCE, connection.stream.read_to_string(&mut answer))
-                .await
-                .unwrap()
-                .unwrap();
-            Ok(answer.lines().last().unwrap_or_default().to_owned())
+            let request = format!("GET {path} HTTP/1.1\r\nhost: test\r\nconnection: close\r\n\r\n");
+            connection.stream.write_all(request.as_bytes()).await.unwrap();
+            let mut answer = Vec::new();
+            let read = connection.stream.read_to_end(&mut answer);
+            timeout(DEADLINE, read).await.unwrap().unwrap();
+            Ok(answer)
         })
     }
 }
@@ -136,9 +141,22 @@ fn index(image: &Image, (vip, own): &Identity) -> Option<u16> {
 
 /// A scene with `web` on the VIP; everything works.
 fn probing(plan: Plan, vip: &str, forwarding: &str, family: Family) -> (Scene, Probing, Sluice) {
+    probing_with("auto", plan, vip, forwarding, family)
+}
+
+/// The same in an XDP mode.
+fn probing_with(
+    mode: &str,
+    plan: Plan,
+    vip: &str,
+    forwarding: &str,
+    family: Family,
+) -> (Scene, Probing, Sluice) {
     let mut scene = Scene::start(plan);
     scene.own(vip, forwarding);
-    let config = dataplane(&["eth0"]) + &scene.service("web", vip, forwarding, family);
+    let head = dataplane(&["eth0"]).trim_end().to_owned();
+    let service = scene.service("web", vip, forwarding, family);
+    let config = format!("{head}\nxdp_mode = \"{mode}\"\n\n{service}");
     let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
     let (probing, sluice) = Probing::start(scene.lab.balancer(), &config, sluice);
     (scene, probing, sluice)
@@ -218,5 +236,54 @@ fn each_fault_of_a_backend_shows_in_its_probe_alone() {
         let own = SocketAddr::new(host.address(Family::V4), 80);
         let direct = scene.lab.balancer().enter(|| fetch(own, "/", Duration::from_secs(5)));
         assert_eq!(direct.unwrap().backend, host.role());
+    }
+}
+
+#[test]
+fn a_large_answer_comes_whole_also_where_segments_are_joined() {
+    if !is_privileged() {
+        return;
+    }
+    for mode in ["native", "generic"] {
+        let (scene, probing, _sluice) = probing_with(mode, Plan::default(), VIP4, "l2", Family::V4);
+        for gro in ["off", "on"] {
+            scene.lab.balancer().run("ethtool", &["-K", "eth0", "gro", gro]).unwrap();
+            let answer = probing.get("web-1", "/file").unwrap();
+            let length = answer.len();
+            assert!(answer.ends_with(&Nginx::file()), "{length} bytes, {mode}, GRO {gro}");
+        }
+    }
+}
+
+#[test]
+fn a_way_too_narrow_for_the_tunnel_is_told_by_a_full_segment() {
+    if !is_privileged() {
+        return;
+    }
+    let (scene, probing, _sluice) = probing(Plan::default(), VIP4, "ipip", Family::V4);
+    // Room for a client's 1,500 bytes, but not in a tunnel.
+    scene.lab.narrow(&scene.lab.backends()[0], 1500).unwrap();
+    assert_eq!(probing.ask("web-1"), Ok("web-1".to_owned()), "small segments pass");
+    let kind = CheckKind::Http(HttpCheck::default());
+    let check = Arc::new(HealthCheck { kind, ..HealthCheck::default() });
+    let targets: Vec<Target> = probing
+        .targets
+        .values()
+        .map(|target| Target { check: check.clone(), fills_segment: true, ..target.clone() })
+        .collect();
+    let outcome = {
+        let _inside = probing.runtime.enter();
+        let paths = Paths { vip: Arc::new(probing.path.clone()), backend: Arc::new(Direct) };
+        let engine = Engine::start(paths, 100);
+        engine.watch(targets.clone(), &BTreeMap::new());
+        move |target: &Target| engine.seen(target.id)?.last.map(|probe| probe.outcome)
+    };
+    for target in &targets {
+        let what = format!("a probe of {}", target.backend);
+        let outcome = until(&what, DEADLINE, || outcome(target)).unwrap();
+        match &*target.backend {
+            "web-1" => assert!(matches!(outcome, Err(Failure::PathMtu { .. })), "{outcome:?}"),
+            name => assert_eq!(outcome, Ok(()), "{name}"),
+        }
     }
 }
