@@ -144,12 +144,11 @@ impl Judge {
         let fault = backends.iter().find_map(|seen| seen.own_fault.clone());
         let grace = grace(service);
         let own_fault = own.step(fault, grace, now);
-        let threshold = if everything_fails { 0.0 } else { service.panic_threshold };
         let name = |identity: &Identity| {
             let named = backends.iter().zip(&service.backends);
             named.into_iter().find(|(seen, _)| seen.identity == *identity).map(|(_, b)| &*b.name)
         };
-        for change in pool.step(&sights, threshold, own_fault) {
+        for change in pool.step(&sights, service.panic_threshold, everything_fails, own_fault) {
             let (backend, text) = match change {
                 Change::Began(why) => {
                     (None, format!("{why}: backends that were well are kept as they are"))
@@ -296,3 +295,6 @@ fn everything_fails<'s>(seen: impl Iterator<Item = &'s View>) -> bool {
     }
     count >= 2
 }
+
+#[cfg(test)]
+mod tests;

@@ -56,6 +56,8 @@ impl Sight {
 pub enum Why {
     /// This many of that many fail together.
     Together(usize, usize),
+    /// All that this instance has fail together.
+    Everything,
     /// Our own side is at fault: how.
     OwnSide(String),
 }
@@ -65,6 +67,9 @@ impl fmt::Display for Why {
         match self {
             Self::Together(failing, all) => {
                 write!(f, "{failing} of {all} backends fail at once, so the fault may be ours")
+            }
+            Self::Everything => {
+                f.write_str("all backends of all services fail at once, so the fault may be ours")
             }
             Self::OwnSide(fault) => f.write_str(fault),
         }
@@ -120,11 +125,13 @@ impl Pool {
     /// Takes in what is seen of all the service's backends; tells what changed about the hold.
     ///
     /// `threshold` is the share of the pool, 0 to 1, above which failing together is our own
-    /// fault; one backend is no pool. `own_fault` says what is wrong with our own side.
+    /// fault; one backend is no pool. `everything_fails` says that all backends of all services
+    /// do, `own_fault` what is wrong with our own side.
     pub fn step(
         &mut self,
         seen: &BTreeMap<Identity, Sight>,
         threshold: f64,
+        everything_fails: bool,
         own_fault: Option<&str>,
     ) -> Vec<Change> {
         let failing = seen.values().filter(|sight| sight.counts && sight.fails()).count();
@@ -132,6 +139,7 @@ impl Pool {
         let together = failing >= 2 && failing as f64 > threshold * all as f64;
         let why = match own_fault {
             Some(fault) => Some(Why::OwnSide(fault.to_owned())),
+            None if everything_fails => Some(Why::Everything),
             None => together.then_some(Why::Together(failing, all)),
         };
         let mut changes = Vec::new();
@@ -216,7 +224,7 @@ mod tests {
     fn good(backends: usize) -> Pool {
         let mut pool = Pool::default();
         let all = seen(&vec![sight(State::Healthy); backends]);
-        assert_eq!(pool.step(&all, HALF, None), []);
+        assert_eq!(pool.step(&all, HALF, false, None), []);
         pool
     }
 
@@ -228,14 +236,14 @@ mod tests {
     fn half_of_a_pool_may_fall_but_not_more() {
         let (up, down) = (sight(State::Healthy), sight(State::Unreachable));
         let mut pool = good(4);
-        assert_eq!(pool.step(&seen(&[down, up, up, up]), HALF, None), []);
-        assert_eq!(pool.step(&seen(&[down, down, up, up]), HALF, None), []);
+        assert_eq!(pool.step(&seen(&[down, up, up, up]), HALF, false, None), []);
+        assert_eq!(pool.step(&seen(&[down, down, up, up]), HALF, false, None), []);
         assert_eq!(held(&pool, 4), [0; 0]);
         // The third is one too many; the first two were out before.
-        let began = pool.step(&seen(&[down, down, down, up]), HALF, None);
+        let began = pool.step(&seen(&[down, down, down, up]), HALF, false, None);
         assert_eq!(began, [Change::Began(Why::Together(3, 4))]);
         assert_eq!(held(&pool, 4), [3]);
-        let ended = pool.step(&seen(&[down, up, down, up]), HALF, None);
+        let ended = pool.step(&seen(&[down, up, down, up]), HALF, false, None);
         assert_eq!((ended, held(&pool, 4)), (vec![Change::Ended], vec![]));
     }
 
@@ -244,22 +252,22 @@ mod tests {
         let failing = Sight { failing: true, ..sight(State::Healthy) };
         let mut pool = good(3);
         let first = seen(&[sight(State::Unhealthy), failing, sight(State::Healthy)]);
-        assert_eq!(pool.step(&first, HALF, None), [Change::Began(Why::Together(2, 3))]);
+        assert_eq!(pool.step(&first, HALF, false, None), [Change::Began(Why::Together(2, 3))]);
         assert_eq!(held(&pool, 3), [1]);
     }
 
     #[test]
     fn one_backend_is_no_pool_but_our_own_fault_holds_it() {
         let down = seen(&[sight(State::Unreachable)]);
-        assert_eq!(good(1).step(&down, HALF, None), []);
+        assert_eq!(good(1).step(&down, HALF, false, None), []);
         let mut pool = good(1);
         let fault = "eth0 has no carrier";
         assert_eq!(
-            pool.step(&down, HALF, Some(fault)),
+            pool.step(&down, HALF, false, Some(fault)),
             [Change::Began(Why::OwnSide(fault.to_owned()))]
         );
         assert!(pool.is_held(&identity(1)));
-        assert_eq!(pool.step(&down, HALF, None), [Change::Ended]);
+        assert_eq!(pool.step(&down, HALF, false, None), [Change::Ended]);
         assert!(!pool.is_held(&identity(1)));
     }
 
@@ -267,7 +275,7 @@ mod tests {
     fn what_was_never_well_is_not_held() {
         let mut pool = Pool::default();
         let down = seen(&[sight(State::Unreachable); 3]);
-        assert_eq!(pool.step(&down, HALF, None), []);
+        assert_eq!(pool.step(&down, HALF, false, None), []);
         assert_eq!(held(&pool, 3), [0; 0]);
     }
 
@@ -276,16 +284,16 @@ mod tests {
         let dead = Sight { unanswered: true, ..sight(State::Unreachable) };
         let wrong = Sight { unanswered: true, ..sight(State::Unhealthy) };
         let mut pool = good(3);
-        pool.step(&seen(&[sight(State::Unreachable), wrong, wrong]), HALF, None);
+        pool.step(&seen(&[sight(State::Unreachable), wrong, wrong]), HALF, false, None);
         assert_eq!(held(&pool, 3), [1, 2, 3]);
-        let gave_up = pool.step(&seen(&[dead, wrong, wrong]), HALF, None);
+        let gave_up = pool.step(&seen(&[dead, wrong, wrong]), HALF, false, None);
         assert_eq!(gave_up, [Change::GaveUp(identity(1))]);
         assert_eq!(held(&pool, 3), [2, 3]);
         // Without our link no SYN is answered by anybody.
         let mut pool = good(3);
-        pool.step(&seen(&[dead; 3]), HALF, Some("eth0 has no carrier"));
+        pool.step(&seen(&[dead; 3]), HALF, false, Some("eth0 has no carrier"));
         assert_eq!(held(&pool, 3), [1, 2, 3]);
-        pool.step(&seen(&[dead; 3]), HALF, Some("eth0 has no carrier"));
+        pool.step(&seen(&[dead; 3]), HALF, false, Some("eth0 has no carrier"));
         assert_eq!(held(&pool, 3), [1, 2, 3]);
     }
 
@@ -294,7 +302,7 @@ mod tests {
         let out = Sight { counts: false, ..sight(State::Unhealthy) };
         let mut pool = good(4);
         let up = sight(State::Healthy);
-        assert_eq!(pool.step(&seen(&[out, out, out, up]), HALF, None), []);
+        assert_eq!(pool.step(&seen(&[out, out, out, up]), HALF, false, None), []);
     }
 
     #[test]
@@ -329,7 +337,7 @@ mod tests {
             let mut pool = Pool::default();
             for sights in steps {
                 let seen = seen(&sights);
-                pool.step(&seen, threshold, None);
+                pool.step(&seen, threshold, false, None);
                 for (identity, sight) in &seen {
                     if pool.is_held(identity) && sight.health != State::Unknown {
                         prop_assert!(sight.is_ill());

@@ -9,8 +9,8 @@ use std::{
 use lb_common::host::sample::{internet_checksum, tcp_checksum};
 use nix::sys::{
     socket::{
-        AddressFamily as Family, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recvfrom,
-        sendto, setsockopt, socket, sockopt,
+        AddressFamily as Family, LinkAddr, MsgFlags, SockFlag, SockProtocol, SockType, recv,
+        recvfrom, sendto, setsockopt, socket, sockopt,
     },
     time::{TimeVal, TimeValLike as _},
 };
@@ -36,6 +36,24 @@ fn packets() -> OwnedFd {
 /// Where a frame's addresses are, how long each is, and where its TCP header begins.
 fn layout(frame: &[u8]) -> (usize, usize, usize) {
     if frame[12..14] == [0x86, 0xdd] { (22, 16, 54) } else { (26, 4, 34) }
+}
+
+/// Whether an ACK to this port comes soon; `tcp` is where its header begins.
+fn is_acknowledged(packets: &OwnedFd, tcp: usize, port: [u8; 2]) -> bool {
+    let begun = Instant::now();
+    while begun.elapsed() < Duration::from_millis(100) {
+        let mut frame = [0; 2048];
+        let flags = MsgFlags::MSG_DONTWAIT;
+        match recv(packets.as_raw_fd(), &mut frame, flags) {
+            Ok(length) if length >= tcp + 20 => {
+                if frame[tcp + 2..tcp + 4] == port && frame[tcp + 13] & 0x12 == 0x10 {
+                    return true;
+                }
+            }
+            _ => thread::sleep(Duration::from_millis(1)),
+        }
+    }
+    false
 }
 
 /// Waits for a SYN to `vip` and answers it as a server does; returns the SYN.
@@ -75,8 +93,14 @@ fn answer_a_syn(packets: &OwnedFd, vip: SocketAddr) -> Vec<u8> {
         let checksum = tcp_checksum(ours, theirs, &answer[tcp..]);
         answer[tcp + 16..tcp + 18].copy_from_slice(&checksum);
         let to = from.expect("a packet socket tells the interface");
-        sendto(packets.as_raw_fd(), &answer, &to, MsgFlags::empty()).expect("send the answer");
-        return frame;
+        // The link has just come up: before its queue has, what is sent is lost.
+        for _ in 0..50 {
+            sendto(packets.as_raw_fd(), &answer, &to, MsgFlags::empty()).expect("send the answer");
+            if is_acknowledged(packets, tcp, port) {
+                return frame;
+            }
+        }
+        panic!("nobody takes the answer to a SYN to {vip}");
     }
 }
 
