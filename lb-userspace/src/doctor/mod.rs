@@ -28,14 +28,15 @@ use crate::{
     datapath::preflight,
     health::Failure,
     model::{Backend, Desired, Identity, Service, Via},
-    network::{self, Interface, NextHops, OwnAddresses, Snapshot},
+    network::{self, Interface, NextHops, OwnAddresses, Snapshot, Unresolved},
     prober::{NoWay, Surroundings, ways},
 };
 
 /// How long a connection to a backend may take.
 const PATIENCE: Duration = Duration::from_secs(1);
-/// How long the backends' neighbours may take to answer.
-const RESOLVING: Duration = Duration::from_secs(3);
+/// How long the backends' neighbours may take to answer: the kernel asks three times, a second
+/// apart, before it gives up.
+const RESOLVING: Duration = Duration::from_secs(6);
 /// Connections under way at once.
 const AT_ONCE: usize = 64;
 
@@ -220,9 +221,12 @@ async fn resolve(desired: &Desired) -> Result<Snapshot> {
     let next_hops = NextHops::start().await?;
     next_hops.watch(addresses);
     let mut snapshots = next_hops.snapshots();
-    let all = snapshots.wait_for(|found| !found.is_empty() && found.values().all(Result::is_ok));
-    // A time-out: some are not found, and the snapshot says why.
-    let _ = timeout(RESOLVING, all).await;
+    let is_open = |hop: &Result<_, Unresolved>| {
+        matches!(hop, Err(Unresolved::Neighbour { failed: false, .. }))
+    };
+    let decided = snapshots.wait_for(|found| !found.is_empty() && !found.values().any(is_open));
+    // A time-out: the snapshot says of some that they are waited for.
+    let _ = timeout(RESOLVING, decided).await;
     Ok(snapshots.borrow().clone())
 }
 
