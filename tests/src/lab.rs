@@ -67,7 +67,7 @@ pub use self::{
     numbers::{Arrived, Numbers},
     process::{Process, Stopped},
     raw::{RawSocket, Received},
-    sluice::{Sluice, dataplane, service, sluice_binary},
+    sluice::{Sluice, dataplane, service, service_with, sluice_binary},
     stream::{BrokenStream, StreamPlan, StreamServer, Streams},
     wait::{DEADLINE, until},
 };

@@ -152,10 +152,15 @@ impl Conversations {
         self.shared.report().broken.len()
     }
 
+    /// What they have come to so far.
+    pub fn report(&self) -> Report {
+        Report { messages: self.messages(), ..self.shared.report().clone() }
+    }
+
     /// Ends them and tells what became of each.
     pub fn stop(mut self) -> Report {
         self.end();
-        Report { messages: self.messages(), ..self.shared.report().clone() }
+        self.report()
     }
 
     fn messages(&self) -> u64 {

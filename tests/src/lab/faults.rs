@@ -32,6 +32,16 @@ impl Lab {
         self.switch.enter(|| ip_batch(&format!("link set {port} mtu {mtu}\n")))
     }
 
+    /// Takes the `eth0` of a balancer or a backend away and makes it anew, as when its driver is
+    /// loaded again: same name, same addresses, nothing attached. Dropping what this gives takes
+    /// off the switch's end what a balancer needs there.
+    pub fn replace_card(&self, host: &Host) -> Result<Attached> {
+        let card = &host.interfaces()[0];
+        card.replace(&self.switch, host.namespace())
+            .with_context(|| format!("replace the card of {}", host.role()))?;
+        Program::pass()?.attach(&self.switch, card.port())
+    }
+
     /// Until it is dropped, TCP segments that `host` sends vanish in the switch, while it is still
     /// found by ARP and neighbour discovery: a server that died without a word.
     pub fn mute(&self, host: &Host) -> Result<Attached> {

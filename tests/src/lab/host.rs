@@ -91,19 +91,8 @@ impl Host {
             // Debian's default of 2 would do; strict mode would drop what comes out of a tunnel.
             write_sysctl("net.ipv4.conf.all.rp_filter", "0")?;
             write_sysctl("net.ipv4.conf.default.rp_filter", "0")?;
-            let mut batch = String::from("link set lo up\n");
-            for Interface { name, network, number, .. } in &interfaces {
-                write_sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "0")?;
-                quiet_ipv6(&[name])?;
-                let v4 = network.address(*number, Family::V4);
-                let v6 = network.address(*number, Family::V6);
-                batch += &format!(
-                    "link set {name} up\n\
-                     address add {v4}/24 dev {name}\n\
-                     address add {v6}/64 dev {name} nodad\n"
-                );
-            }
-            ip_batch(&batch)
+            ip_batch("link set lo up\n")?;
+            interfaces.iter().try_for_each(Interface::set_up)
         })?;
         Ok(Self {
             role: role.to_owned(),
@@ -254,6 +243,27 @@ impl Interface {
             let master = if wire.bridged { format!("master {bridge}") } else { String::new() };
             ip_batch(&format!("link set {port} up {master}\n"))
         })
+    }
+
+    /// Gives it its addresses; from its machine's namespace.
+    fn set_up(&self) -> Result<()> {
+        let name = self.name();
+        write_sysctl(&format!("net.ipv4.conf.{name}.rp_filter"), "0")?;
+        quiet_ipv6(&[name])?;
+        let [v4, v6] = [Family::V4, Family::V6].map(|family| self.address(family));
+        ip_batch(&format!(
+            "link set {name} up\n\
+             address add {v4}/24 dev {name}\n\
+             address add {v6}/64 dev {name} nodad\n"
+        ))
+    }
+
+    /// Puts another in its place, with the same name and addresses.
+    pub(super) fn replace(&self, switch: &Namespace, host: &Namespace) -> Result<()> {
+        let Self { network, number, .. } = *self;
+        host.enter(|| ip_batch(&format!("link delete {}\n", self.name)))?;
+        self.plug(&Wire { network, number, mtu: super::INNER_MTU, switch, bridged: true }, host)?;
+        host.enter(|| self.set_up())
     }
 }
 

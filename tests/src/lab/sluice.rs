@@ -216,6 +216,18 @@ pub fn service(
     backends: &[Host],
     family: Family,
 ) -> String {
+    service_with(name, vip, forwarding, backends, family, "health = { check = \"none\" }\n")
+}
+
+/// A `[[service]]` of a configuration, with these lines for its check and whatever else it has.
+pub fn service_with(
+    name: &str,
+    vip: SocketAddr,
+    forwarding: &str,
+    backends: &[Host],
+    family: Family,
+    lines: &str,
+) -> String {
     let backends = backends.iter().map(|host| (host.role(), host.address(family))).map(
         |(name, address): (&str, IpAddr)| {
             format!("  {{ name = \"{name}\", address = \"{address}\" }},\n")
@@ -226,7 +238,7 @@ pub fn service(
          name = \"{name}\"\n\
          vip = \"{vip}\"\n\
          forwarding = \"{forwarding}\"\n\
-         health = {{ check = \"none\" }}\n\
+         {lines}\
          backend = [\n{}]\n\n",
         backends.collect::<String>()
     )

@@ -18,7 +18,7 @@ fn examine(sluice: &Sluice) -> (bool, Value) {
 
 /// What is wrong with `about`.
 #[track_caller]
-fn wrong(sluice: &Sluice, about: &str) -> String {
+pub fn wrong(sluice: &Sluice, about: &str) -> String {
     let (is_well, report) = examine(sluice);
     assert!(!is_well, "{report}");
     let findings = report["findings"].as_array().unwrap();

@@ -4,16 +4,19 @@
 
 mod agent;
 mod churn;
+mod death;
 mod doctor;
 mod drain;
 mod drift;
 mod faults;
 mod flood;
 mod forwarding;
+mod health;
 mod laboratory;
 mod life;
 mod networks;
 mod observe;
+mod passive;
 mod probe_path;
 mod rolling_deploy;
 mod runtime;

@@ -7,7 +7,7 @@ use std::{
 
 use sluice_tests::lab::{
     Agent, Family, Host, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target, dataplane,
-    service,
+    service, service_with,
 };
 
 pub const VIP4: &str = "203.0.113.10:80";
@@ -52,6 +52,14 @@ impl Scene {
     /// A service on all backends, for the configuration.
     pub fn service(&self, name: &str, vip: &str, forwarding: &str, backends: Family) -> String {
         service(name, address(vip), forwarding, self.lab.backends(), backends)
+    }
+
+    /// A service on all backends of the VIP's family, with these lines for its check and whatever
+    /// else it has.
+    pub fn service_with(&self, name: &str, vip: &str, forwarding: &str, lines: &str) -> String {
+        let vip = address(vip);
+        let family = Family::of(vip.ip());
+        service_with(name, vip, forwarding, self.lab.backends(), family, lines)
     }
 
     /// Load on `vip` that ends after so many requests.
