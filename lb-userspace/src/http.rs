@@ -3,6 +3,7 @@
 //! Nothing here changes anything, and no client's address is told.
 
 mod handshakes;
+mod health;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -147,6 +148,7 @@ fn exposition(status: &api::Status, reasons: &api::Reasons) -> Result<String, pr
     register(&registry, active_flows(status)?)?;
     register(&registry, takes_new_flows(status)?)?;
     register(&registry, admin_states(status)?)?;
+    health::register_all(&registry, status)?;
     for (name, help, count) in backend_counters() {
         let counter = IntCounterVec::new(Opts::new(name, help), &["service", "backend"])?;
         for (service, backend) in backends(status) {
@@ -366,6 +368,18 @@ mod tests {
             "sluice_backend_handshakes_total{backend=\"web-1\",service=\"web\"} 3",
             "sluice_backend_client_resets_total{backend=\"web-1\",service=\"web\"} 1",
             "sluice_backend_second_tries_total{backend=\"web-1\",service=\"web\"} 2",
+            "sluice_backend_health_state{backend=\"web-2\",service=\"web\",state=\"unreachable\"} 1",
+            "sluice_backend_probes_total{backend=\"web-1\",result=\"well\",service=\"web\"} 400",
+            "sluice_backend_probes_total{backend=\"web-2\",result=\"failed\",service=\"web\"} 5",
+            "sluice_backend_probes_total{backend=\"web-2\",result=\"not_made\",service=\"web\"} 1",
+            "sluice_backend_probe_age_seconds{backend=\"web-2\",service=\"web\"} 1.5",
+            "sluice_backend_probe_duration_seconds{backend=\"web-1\",service=\"web\"} 0.00125",
+            "sluice_backend_suspect{backend=\"web-1\",service=\"web\"} 0",
+            "sluice_backend_suspect{backend=\"web-2\",service=\"web\"} 1",
+            "sluice_backend_outlier{backend=\"web-2\",service=\"web\"} 0",
+            "sluice_service_held{service=\"web\"} 0",
+            "sluice_probes_late_total 2",
+            "sluice_probes_running 1",
             "sluice_frames_total{reason=\"forwarded\",verdict=\"forward\"} 99999",
             "sluice_frames_total{reason=\"no_backend\",verdict=\"answer\"} 56",
         ];
@@ -378,6 +392,27 @@ mod tests {
             .filter_map(|line| line.rsplit_once(' ')?.1.parse::<u64>().ok())
             .sum();
         assert_eq!(frames, sample::reasons().received);
+    }
+
+    #[test]
+    fn a_backend_has_one_state_and_none_of_its_probes_is_made_up() {
+        let mut status = sample::status();
+        let web = &mut status.services[1];
+        web.held = Some("2 of 2 backends fail at once, so the fault may be ours".to_owned());
+        web.backends[0].last_probe = None;
+        web.backends[0].outlier = true;
+        let text = exposition(&status, &sample::reasons()).expect("metrics");
+        let of = |metric: &str| text.lines().filter(|line| line.starts_with(metric)).count();
+        assert_eq!(of("sluice_backend_health_state{"), 3, "{text}");
+        assert_eq!(of("sluice_backend_probes_total{"), 3 * 3, "{text}");
+        assert_eq!(of("sluice_backend_probe_age_seconds{"), 2, "{text}");
+        assert_eq!(of("sluice_backend_probe_duration_seconds{"), 2, "{text}");
+        for line in [
+            "sluice_service_held{service=\"web\"} 1",
+            "sluice_backend_outlier{backend=\"web-1\",service=\"web\"} 1",
+        ] {
+            assert!(text.lines().any(|l| l == line), "no {line} in\n{text}");
+        }
     }
 
     #[test]

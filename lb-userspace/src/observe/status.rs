@@ -197,6 +197,7 @@ fn backend(
         health_since: seen.map(|seen| seen.since.to_string()),
         stale: seen.is_some_and(|seen| seen.stale),
         last_probe: last_probe(service, seen),
+        probes_total: seen.map(|seen| seen.totals).unwrap_or_default().into(),
         why: String::new(),
         suspect: state.traffic_of(&identity).is_suspect,
         outlier: state.stands_out(&identity),

@@ -22,7 +22,7 @@ pub use self::change::{
 pub use self::{
     event::{Event, EventFilter, EventKind, Events},
     handshakes::HandshakeTimes,
-    probe::LastProbe,
+    probe::{LastProbe, ProbeTotals},
 };
 use crate::{choice::Tier, drain, health};
 
@@ -124,6 +124,8 @@ pub struct Backend {
     pub stale: bool,
     /// The last probe; `None`: none was made yet.
     pub last_probe: Option<LastProbe>,
+    /// All probes since this daemon began to watch it.
+    pub probes_total: ProbeTotals,
     /// Why new flows may choose it, or may not.
     pub why: String,
     /// Whether clients' SYNs go to it and none is answered: their second try goes elsewhere.
@@ -410,6 +412,9 @@ pub const fn tier_name(tier: Tier) -> &'static str {
 }
 
 impl Health {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Unknown, Self::Healthy, Self::Unhealthy, Self::Unreachable];
+
     /// The name used by JSON and CLI.
     pub fn name(self) -> &'static str {
         match self {

@@ -1,8 +1,13 @@
-//! The last health probe of a backend.
+//! The health probes of a backend: the last one, and all.
 
 use serde::{Deserialize, Serialize};
 
-use crate::{doctor::Met, drain::Moment, health::Probe, model::Via};
+use crate::{
+    doctor::Met,
+    drain::Moment,
+    health::{Probe, Totals},
+    model::Via,
+};
 
 /// The last health probe of a backend.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -29,5 +34,23 @@ impl LastProbe {
             age_seconds: probe.at.until(now).as_secs_f64(),
             seconds: probe.duration.as_secs_f64(),
         }
+    }
+}
+
+/// Probes of a backend by what came of them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ProbeTotals {
+    /// That were well.
+    pub well: u64,
+    /// That failed.
+    pub failed: u64,
+    /// That could not be made, for a fault of this host.
+    pub not_made: u64,
+}
+
+impl From<Totals> for ProbeTotals {
+    fn from(totals: Totals) -> Self {
+        let Totals { well, failed, not_made } = totals;
+        Self { well, failed, not_made }
     }
 }
