@@ -12,7 +12,7 @@ use super::{
         Table, Tone,
     },
 };
-use crate::control::api;
+use crate::{control::api, health::Because};
 
 /// Rows of backends, or else of services, that a screen has room for.
 const SCREEN: usize = 24;
@@ -116,12 +116,15 @@ fn services_with_backends(status: &api::Status, palette: Palette) -> String {
                 backend.address.to_string().into(),
                 weight(backend).into(),
                 admin(backend),
-                health(backend.health),
+                health(backend),
                 short(backend.active_flows).into(),
                 short(backend.new_flows_total).into(),
                 short(backend.packets_total).into(),
                 bytes(backend.bytes_total).into(),
             ]));
+            if let Some(remark) = remark(backend) {
+                table.remark(3, remark);
+            }
         }
     }
     table.render(palette)
@@ -208,7 +211,7 @@ pub fn backends<'a>(
                 backend.port.to_string().into(),
                 weight(backend).into(),
                 admin(backend),
-                health(backend.health),
+                health(backend),
                 short(backend.active_flows).into(),
                 short(backend.new_flows_total).into(),
                 short(backend.reset_flows_total).into(),
@@ -217,6 +220,9 @@ pub fn backends<'a>(
                 bytes(backend.bytes_total).into(),
                 (*backend.next_hop).into(),
             ]);
+            if let Some(remark) = remark(backend) {
+                table.remark(1, remark);
+            }
         }
     }
     if empty { "no backend\n".to_owned() } else { table.render(palette) }
@@ -245,13 +251,39 @@ fn admin(backend: &api::Backend) -> Cell {
     }
 }
 
-fn health(health: api::Health) -> Cell {
-    let tone = match health {
+fn health(backend: &api::Backend) -> Cell {
+    let tone = match backend.health {
         api::Health::Unknown => Tone::Plain,
         api::Health::Healthy => Tone::Good,
         api::Health::Unhealthy | api::Health::Unreachable => Tone::Bad,
     };
-    Cell::toned(tone, health.name())
+    match backend.stale {
+        true => Cell::toned(tone, format!("{}, stale", backend.health.name())),
+        false => Cell::toned(tone, backend.health.name()),
+    }
+}
+
+/// Why a backend takes no new flows, or takes them though it is not simply well; and what its
+/// clients' packets say against it.
+fn remark(backend: &api::Backend) -> Option<Cell> {
+    let mut says = Vec::new();
+    let tone = match backend.takes_new_flows {
+        false if backend.admin == api::Admin::Enabled && !backend.leaving => Tone::Bad,
+        false | true => Tone::Doubtful,
+    };
+    match (backend.takes_new_flows, &*backend.why) {
+        (_, "") => {}
+        (false, why) => says.push(format!("no new flows: {why}")),
+        (true, why) if why == Because::Healthy.to_string() => {}
+        (true, why) => says.push(why.to_owned()),
+    }
+    if backend.suspect {
+        says.push("clients' SYNs are not answered".to_owned());
+    }
+    if backend.outlier && backend.takes_new_flows {
+        says.push("it completes far fewer handshakes than its pool".to_owned());
+    }
+    (!says.is_empty()).then(|| Cell::toned(tone, says.join("; ")))
 }
 
 /// One row a flow, and what they add up to.
@@ -356,6 +388,7 @@ mod tests {
         api      [2001:db8::10]:443  ipip        api-1    2001:db8:1::11     100  enabled  healthy          0      0        0      0 B
         web      203.0.113.10:80     l2          web-1    10.0.0.11          100  enabled  healthy         12  3,456   99,999  12.3 MB
                                                  web-2    10.0.0.12           50  enabled  unreachable      0      0        0      0 B
+                                                 no new flows: no answer to SYN within 1s; clients' SYNs are not answered
 
         1 problem
           backend web/web-2: 10.0.0.12 does not answer ARP on eth0
@@ -421,8 +454,39 @@ mod tests {
         api      api-1    2001:db8:1::11    80     100  enabled  healthy          0      0      0          0        0      0 B  eth0 02:00:00:00:00:01
         web      web-1    10.0.0.11         80     100  enabled  healthy         12  3,456      0          0   99,999  12.3 MB  eth0 02:00:00:00:00:01
         web      web-2    10.0.0.12         80      50  enabled  unreachable      0      0      7          0        0      0 B  no answer to ARP on eth0
+                 no new flows: no answer to SYN within 1s; clients' SYNs are not answered
         ");
         assert_eq!(backends(&[], PLAIN), "no backend\n");
+    }
+
+    #[test]
+    fn what_is_simply_well_has_no_remark() {
+        let web = sample::status().services.remove(1);
+        let well = web.backends[0].clone();
+        let said = |backend: &api::Backend| remark(backend).map(|remark| remark.text().to_owned());
+        assert_eq!(said(&well), None);
+        let slow = "healthy; slow start: weight 20 of 100";
+        let cases = [
+            (api::Backend { why: slow.to_owned(), ..well.clone() }, slow),
+            (
+                api::Backend { outlier: true, ..well.clone() },
+                "it completes far fewer handshakes than its pool",
+            ),
+            (
+                api::Backend {
+                    admin: api::Admin::Draining,
+                    takes_new_flows: false,
+                    why: "draining".to_owned(),
+                    ..well.clone()
+                },
+                "no new flows: draining",
+            ),
+        ];
+        for (backend, expected) in cases {
+            assert_eq!(said(&backend).as_deref(), Some(expected));
+        }
+        let stale = api::Backend { stale: true, ..well };
+        assert_eq!(health(&stale).text(), "healthy, stale");
     }
 
     #[test]

@@ -49,6 +49,12 @@ impl Cell {
     pub fn toned(tone: Tone, text: impl Into<String>) -> Self {
         Self { text: text.into(), tone }
     }
+
+    /// What it says.
+    #[cfg(test)]
+    pub fn text(&self) -> &str {
+        &self.text
+    }
 }
 
 impl<T: Into<String>> From<T> for Cell {
@@ -69,7 +75,13 @@ pub enum Side {
 /// Rows under a heading.
 pub struct Table {
     columns: Vec<(&'static str, Side)>,
-    rows: Vec<Vec<Cell>>,
+    rows: Vec<Row>,
+}
+
+struct Row {
+    cells: Vec<Cell>,
+    /// A sentence under it, which begins below this column.
+    remark: Option<(usize, Cell)>,
 }
 
 impl Table {
@@ -80,23 +92,32 @@ impl Table {
 
     /// One more row: a cell for each column.
     pub fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
-        self.rows.push(cells.into_iter().collect());
+        self.rows.push(Row { cells: cells.into_iter().collect(), remark: None });
+    }
+
+    /// A sentence about the last row, on a line of its own under that row's cell number `column`;
+    /// it widens no column.
+    pub fn remark(&mut self, column: usize, sentence: Cell) {
+        if let Some(row) = self.rows.last_mut() {
+            row.remark = Some((column, sentence));
+        }
     }
 
     /// Lines without blanks at their ends.
     pub fn render(&self, palette: Palette) -> String {
         let mut widths: Vec<usize> = self.columns.iter().map(|(head, _)| head.len()).collect();
         for row in &self.rows {
-            for (width, cell) in widths.iter_mut().zip(row) {
+            for (width, cell) in widths.iter_mut().zip(&row.cells) {
                 *width = (*width).max(cell.text.chars().count());
             }
         }
         let heading: Vec<Cell> =
             self.columns.iter().map(|(head, _)| Cell::toned(Tone::Strong, *head)).collect();
+        let heading = Row { cells: heading, remark: None };
         let mut text = String::new();
         for row in std::iter::once(&heading).chain(&self.rows) {
             let mut line = String::new();
-            for ((cell, width), (_, side)) in row.iter().zip(&widths).zip(&self.columns) {
+            for ((cell, width), (_, side)) in row.cells.iter().zip(&widths).zip(&self.columns) {
                 let blanks = " ".repeat(width - cell.text.chars().count());
                 let painted = palette.paint(cell.tone, &cell.text);
                 let (before, after) = match side {
@@ -108,6 +129,15 @@ impl Table {
             }
             text.push_str(line.trim_end());
             text.push('\n');
+            if let Some((column, sentence)) = &row.remark {
+                let indent: usize = widths.iter().take(*column).map(|width| width + 2).sum();
+                let _ = writeln!(
+                    text,
+                    "{:indent$}{}",
+                    "",
+                    palette.paint(sentence.tone, &sentence.text)
+                );
+            }
         }
         text
     }
@@ -116,6 +146,18 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_remark_stands_under_its_row_and_widens_nothing() {
+        let mut table = Table::new(&[("NAME", Side::Left), ("N", Side::Right), ("X", Side::Left)]);
+        table.row(["a".into(), "1".into(), "down".into()]);
+        table.remark(1, "a sentence longer than any column".into());
+        table.row(["b".into(), "7".into(), "up".into()]);
+        assert_eq!(
+            table.render(Palette { colours: false }),
+            "NAME  N  X\na     1  down\n      a sentence longer than any column\nb     7  up\n"
+        );
+    }
 
     #[test]
     fn columns_line_up_with_and_without_colours() {
