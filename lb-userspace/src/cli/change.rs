@@ -64,14 +64,53 @@ pub struct NewService {
     /// Refuse changes that leave fewer backends than this to new flows
     #[arg(long, value_name = "N")]
     min_available: Option<i64>,
+    #[command(flatten)]
+    check: NewCheck,
+    #[command(flatten)]
+    output: Output,
+}
+
+/// How a new service's backends are checked; the config file can say more.
+#[derive(Args)]
+pub struct NewCheck {
     /// How backends are checked: tcp, http, https, grpc or none
     #[arg(long, value_name = "KIND")]
     check: Option<String>,
+    /// Which way they are checked: vip or backend
+    #[arg(long, value_name = "WAY")]
+    via: Option<String>,
     /// What an http or https check asks for
     #[arg(long, value_name = "PATH", requires = "check")]
     path: Option<String>,
-    #[command(flatten)]
-    output: Output,
+    /// Host that an http, https or grpc check asks for
+    #[arg(long, value_name = "HOST", requires = "check")]
+    host: Option<String>,
+    /// Name in the certificate of an https check
+    #[arg(long, value_name = "NAME", requires = "check")]
+    server_name: Option<String>,
+    /// Certificates that an https check believes, PEM
+    #[arg(long, value_name = "FILE", requires = "check")]
+    ca_file: Option<String>,
+    /// Time from check to check
+    #[arg(long, value_name = "TIME")]
+    interval: Option<String>,
+}
+
+impl NewCheck {
+    /// `None`: nothing was said, and the default holds.
+    fn spec(self) -> Option<HealthSpec> {
+        let spec = HealthSpec {
+            check: self.check,
+            via: self.via,
+            path: self.path,
+            host: self.host,
+            server_name: self.server_name,
+            ca_file: self.ca_file,
+            interval: self.interval,
+            ..HealthSpec::default()
+        };
+        (spec != HealthSpec::default()).then_some(spec)
+    }
 }
 
 /// A new backend.
@@ -123,11 +162,6 @@ pub struct Force {
 
 /// `service add`.
 pub async fn add_service(client: &Client, new: NewService) -> anyhow::Result<ExitCode> {
-    let health = new.check.map(|check| HealthSpec {
-        check: Some(check),
-        path: new.path,
-        ..HealthSpec::default()
-    });
     let service = ServiceSpec {
         name: new.name,
         vip: new.vip,
@@ -136,7 +170,7 @@ pub async fn add_service(client: &Client, new: NewService) -> anyhow::Result<Exi
         slots: new.slots,
         drain_deadline: new.drain_deadline,
         min_available: new.min_available,
-        health,
+        health: new.check.spec(),
         ..ServiceSpec::default()
     };
     let service = Box::new(service);

@@ -28,6 +28,9 @@ fn every_documented_command_is_understood() {
         "sluice events --since 10m --follow --json",
         "sluice service list",
         "sluice service add api 203.0.113.20:443 --forwarding ipip --min-available 2",
+        "sluice service add api 203.0.113.20:443 --via backend --interval 5s",
+        "sluice service add api 203.0.113.20:443 --check https --path /healthz --host api.example \
+         --server-name api.example --ca-file /etc/sluice/ca.pem",
         "sluice service remove api --force",
         "sluice backend add web web-3 10.0.0.13 --weight 50 --port 80 --backup",
         "sluice backend remove web web-3 --force",
@@ -73,6 +76,10 @@ fn wrong_usage_is_told_from_failure() {
         ("sluice backend drain web web-1 --deadline soon", ErrorKind::ValueValidation),
         ("sluice backend weight web web-1", ErrorKind::MissingRequiredArgument),
         ("sluice backend weight web web-1 many", ErrorKind::ValueValidation),
+        (
+            "sluice service add api 203.0.113.20:443 --path /healthz",
+            ErrorKind::MissingRequiredArgument,
+        ),
         ("sluice upgrade --watch 0", ErrorKind::ValueValidation),
         ("sluice agent run --interface eth0", ErrorKind::MissingRequiredArgument),
         (
