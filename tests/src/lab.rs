@@ -61,7 +61,7 @@ pub use self::{
     health::HealthServer,
     host::{Host, Interface},
     kernel::{Attached, Program, REFLECT_UDP},
-    load::{Load, LoadPlan, Tally, Target},
+    load::{FailedRequest, Load, LoadPlan, Tally, Target},
     namespace::Namespace,
     nginx::Nginx,
     numbers::{Arrived, Numbers},

@@ -1,6 +1,6 @@
 //! `cargo xtask demo`: real clients, a real daemon and real servers in network namespaces on
-//! one machine; a server is taken out and put back, and the daemon killed, under load, and nobody
-//! notices.
+//! one machine; under load a server is taken out and put back, another one dies and returns, and
+//! the daemon is killed; nobody notices but the clients of the server that died.
 
 /// `println!` that goes on when nobody reads any more (`demo | head`), instead of panicking.
 macro_rules! say {
@@ -10,6 +10,7 @@ macro_rules! say {
     }};
 }
 
+mod death;
 mod picture;
 mod signals;
 
@@ -24,16 +25,20 @@ use std::{
 use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sluice_tests::lab::{
-    Agent, Family, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target, dataplane, is_root,
-    service, sluice_binary,
+    Agent, DEADLINE, Family, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target, dataplane,
+    is_root, service_with, sluice_binary, until,
 };
 
-use self::picture::{Daemon, Picture, Server, Stand};
+use self::{
+    death::{Death, Toll},
+    picture::{Daemon, Picture, Server, Stand},
+};
 
 /// Shows Sluice at work: network namespaces for a client, the balancer and three backends with
-/// real nginx; four services (l2 and ipip, IPv4 and IPv6); a backend drained and the daemon killed
-/// with -9 under load.
+/// real nginx; four services (l2 and ipip, IPv4 and IPv6); under load a backend drained, another
+/// dead without a word and back, and the daemon killed with -9.
 /// Needs root. Removes everything it made when it ends, also on Ctrl-C.
 #[derive(Parser)]
 struct Arguments {
@@ -46,10 +51,12 @@ struct Arguments {
 #[derive(Serialize)]
 struct Summary {
     requests: u64,
+    /// But for those that are counted in `death`.
     failed: u64,
     failed_while_daemon_dead: u64,
     per_backend: BTreeMap<String, u64>,
     drain: Drain,
+    death: Toll,
 }
 
 /// What `sluice backend drain --wait --json` proves.
@@ -71,9 +78,17 @@ const SERVICES: [(&str, &str, &str); 4] = [
 
 /// The server that is taken out and put back.
 const DRAINED: &str = "web-2";
+/// The one that dies and returns.
+const MORTAL: &str = "web-3";
+
+/// How the balancer asks the servers: by way of the VIP, as is the default. The time-out leaves room
+/// for a machine that does much else.
+const HEALTH: &str = "health = { check = \"http\", path = \"/healthz\", interval = \"500ms\", timeout = \"500ms\", fall = 2 }\n";
+/// A closed connection is counted for so long: a drain shall not be most of the demo.
+const IDLE_TIMEOUT: &str = "idle_timeout = { closing = \"1s\" }\n";
 
 /// Each act under load lasts at least this long, and at least [`ACT_REQUESTS`].
-const ACT: Duration = Duration::from_secs(3);
+const ACT: Duration = Duration::from_millis(1500);
 const ACT_REQUESTS: u64 = 500;
 /// On a machine too slow for that, an act ends here and the demo has failed.
 const ACT_DEADLINE: Duration = Duration::from_secs(60);
@@ -103,6 +118,7 @@ struct Played {
     tally: Tally,
     failed_while_daemon_dead: u64,
     drain: Drain,
+    death: Death,
 }
 
 /// The stage: dropped in this order, so that nothing outlives what it stands on.
@@ -126,22 +142,24 @@ fn play(picture: &mut Picture) -> Result<Played> {
     stage.sluice.cli_ok(&["backend", "enable", "--all-services", DRAINED])?;
     picture.step(&format!("sluice backend enable: {DRAINED} takes new flows again"));
 
+    let death = death::watch(picture, &load, &stage)?;
+    let well = Stand { death: Some(death), ..Stand::WELL };
     let killed = Instant::now();
     stage.sluice.kill9()?;
     picture.step("kill -9: the daemon is dead, the load goes on");
-    act(picture, &load, Stand { daemon: Daemon::Dead, ..Stand::WELL })?;
+    act(picture, &load, Stand { daemon: Daemon::Dead, ..well })?;
 
     stage.sluice.start().context("start the daemon again")?;
     let ready = Instant::now();
     picture.step("sluice run: adopted what was pinned, ready");
-    act(picture, &load, Stand::WELL)?;
+    act(picture, &load, well)?;
 
     let tally = load.stop();
-    picture.draw(&tally, Stand::WELL);
+    picture.draw(&tally, well);
     drop(stage);
     picture.step(&format!("all removed again; {:.1} s in all", start.elapsed().as_secs_f32()));
     let failed_while_daemon_dead = tally.failed_between(killed, ready);
-    Ok(Played { tally, failed_while_daemon_dead, drain })
+    Ok(Played { tally, failed_while_daemon_dead, drain, death })
 }
 
 /// Machines, servers, agents, balancer: in the order in which they need each other.
@@ -164,12 +182,23 @@ fn set(picture: &mut Picture) -> Result<Stage> {
     let status = sluice.status()?;
     let mode = status["interfaces"][0]["xdp_mode"].as_str().unwrap_or("?").to_owned();
     picture.step(&format!("sluice run on the balancer: ready, XDP on eth0 ({mode})"));
+    let all_healthy = || {
+        let backends = backends(&sluice).unwrap_or_default();
+        !backends.is_empty() && backends.iter().all(|backend| backend["health"] == "healthy")
+    };
+    until("all backends to be healthy", DEADLINE, || {
+        (all_healthy() || signals::interrupted()).then_some(())
+    })?;
+    checkpoint()?;
+    picture.step("all backends healthy: asked for /healthz by the VIPs, the way that traffic goes");
     Ok(Stage { sluice, _agents: agents, _nginx: nginx, lab })
 }
 
 fn config(lab: &Lab) -> Result<String> {
     Ok(services()?.fold(dataplane(&["eth0"]), |config, (name, vip, forwarding)| {
-        config + &service(name, vip, forwarding, lab.backends(), Family::of(vip.ip()))
+        let (backends, family) = (lab.backends(), Family::of(vip.ip()));
+        let service = service_with(name, vip, forwarding, backends, family, HEALTH);
+        config + service.trim_end() + "\n" + IDLE_TIMEOUT + "\n"
     }))
 }
 
@@ -196,8 +225,8 @@ fn act(picture: &mut Picture, load: &Load, stand: Stand) -> Result<()> {
 fn drain(picture: &mut Picture, load: &Load, sluice: &Sluice) -> Result<Drain> {
     let command = ["backend", "drain", "--all-services", DRAINED, "--wait"];
     picture.step(&format!("sluice {}", command.join(" ")));
-    // A flow is counted for its `closing` time-out and a tick or two after its FIN.
-    picture.note("a closed connection is counted for 8 to 12 s more");
+    // For its `closing` time-out and a tick or two after its FIN.
+    picture.note("a closed connection is counted for some seconds more");
     let drain = thread::scope(|scope| {
         let proof = scope.spawn(|| sluice.json(&command));
         let mut left = flows(sluice)?;
@@ -226,23 +255,30 @@ fn drain(picture: &mut Picture, load: &Load, sluice: &Sluice) -> Result<Drain> {
 
 /// Flows that [`DRAINED`] has, over all services.
 fn flows(sluice: &Sluice) -> Result<u64> {
+    let backends = backends(sluice)?;
+    let drained = backends.iter().filter(|backend| backend["name"] == DRAINED);
+    Ok(drained.filter_map(|backend| backend["active_flows"].as_u64()).sum())
+}
+
+/// All backends of all services, as `sluice status` has them.
+fn backends(sluice: &Sluice) -> Result<Vec<Value>> {
     let status = sluice.status()?;
     let services = status["services"].as_array().into_iter().flatten();
-    let backends =
-        services.flat_map(|service| service["backends"].as_array().into_iter().flatten());
-    let drained = backends.filter(|backend| backend["name"] == DRAINED);
-    Ok(drained.filter_map(|backend| backend["active_flows"].as_u64()).sum())
+    Ok(services.filter_map(|service| service["backends"].as_array()).flatten().cloned().collect())
 }
 
 /// The summary, in text or JSON, and whether all went well.
 fn finish(arguments: &Arguments, played: &Played) -> ExitCode {
-    let Played { tally, failed_while_daemon_dead, drain } = played;
+    let Played { tally, failed_while_daemon_dead, drain, death } = played;
+    let (toll, of_death) = (death.toll(tally), death.in_words(tally));
+    let tally = &death.others(tally);
     let summary = Summary {
         requests: tally.requests,
         failed: tally.failed(),
         failed_while_daemon_dead: *failed_while_daemon_dead,
         per_backend: tally.per_backend(),
         drain: *drain,
+        death: toll,
     };
     let idle = SERVICES.iter().flat_map(|(service, ..)| {
         let answers = tally.answers.get(*service);
@@ -255,11 +291,14 @@ fn finish(arguments: &Arguments, played: &Played) -> ExitCode {
     if drain.flows_cut + drain.new_flows_since_drain > 0 {
         complaints += &format!("the drain of {DRAINED} was none\n");
     }
+    if toll.failed_after_found > 0 {
+        complaints += &format!("requests failed after {MORTAL} was found dead\n");
+    }
 
     say!();
     say!("{} real HTTP requests, each on a connection of its own.", summary.requests);
     say!(
-        "{} failed; {} of them while the daemon was dead. The slowest took {} ms.",
+        "{} failed, but for {MORTAL}'s death; {} of them while the daemon was dead. The slowest took {} ms.",
         summary.failed,
         summary.failed_while_daemon_dead,
         tally.slowest.as_millis()
@@ -271,6 +310,7 @@ fn finish(arguments: &Arguments, played: &Played) -> ExitCode {
         drain.flows_cut,
         drain.new_flows_since_drain
     );
+    say!("{of_death}");
     eprint!("{complaints}");
     if arguments.json {
         match serde_json::to_string(&summary) {

@@ -8,7 +8,7 @@ use std::{
 
 use sluice_tests::lab::{Family, Lab, Tally};
 
-use crate::{DRAINED, SERVICES};
+use crate::{DRAINED, MORTAL, SERVICES, death::Death};
 
 /// The time between two looks.
 pub const FRAME: Duration = Duration::from_millis(200);
@@ -27,13 +27,17 @@ pub enum Daemon {
     Dead,
 }
 
-/// What becomes of the server that is taken out and put back.
+/// How a server stands.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub enum Server {
     /// It takes new flows.
     Serving,
     /// It takes none, and has so many left.
     Draining(u64),
+    /// It is gone, and nobody knows yet.
+    Silent,
+    /// It is gone, and that is known.
+    Unreachable,
 }
 
 /// How things stand.
@@ -43,11 +47,17 @@ pub struct Stand {
     pub daemon: Daemon,
     /// Of [`crate::DRAINED`].
     pub server: Server,
+    /// What has happened to [`crate::MORTAL`], if anything has.
+    pub death: Option<Death>,
 }
 
 impl Stand {
     /// As it should be.
-    pub const WELL: Self = Self { daemon: Daemon::Running, server: Server::Serving };
+    pub const WELL: Self = Self { daemon: Daemon::Running, server: Server::Serving, death: None };
+
+    fn mortal(&self) -> Server {
+        self.death.map_or(Server::Serving, |death| death.server())
+    }
 }
 
 /// The demo's output.
@@ -200,20 +210,30 @@ impl Picture {
             Daemon::Running => self.paint(Colour::Green, "daemon running"),
             Daemon::Dead => self.paint(Colour::Red, "daemon dead   "),
         };
-        let failed = format!("{} failed", tally.failed());
-        let failed = if tally.failed() > 0 { self.paint(Colour::Red, &failed) } else { failed };
-        let drain = match stand.server {
-            Server::Serving => String::new(),
-            Server::Draining(left) => {
-                let drain = format!("   {DRAINED} draining: {left} flows left");
-                self.paint(Colour::Yellow, &drain)
-            }
-        };
-        format!("{daemon}   {:>7} requests   {failed}{drain}", tally.requests)
+        let lost = stand.death.map_or(0, |death| death.lost(tally));
+        let others = tally.failed() - lost;
+        let mut line = format!("{daemon}   {:>7} requests   ", tally.requests);
+        let failed = format!("{others} failed");
+        line += &if others > 0 { self.paint(Colour::Red, &failed) } else { failed };
+        if lost > 0 {
+            line += &self.paint(Colour::Red, &format!(", {lost} by {MORTAL}'s death"));
+        }
+        for (name, server) in [(DRAINED, stand.server), (MORTAL, stand.mortal())] {
+            let (colour, text) = match server {
+                Server::Serving => continue,
+                Server::Draining(left) => {
+                    (Colour::Yellow, format!("   {name} draining: {left} flows left"))
+                }
+                Server::Silent => (Colour::Red, format!("   {name} silent")),
+                Server::Unreachable => (Colour::Yellow, format!("   {name} unreachable")),
+            };
+            line += &self.paint(colour, &text);
+        }
+        line
     }
 
-    /// Requests over time, and under it whether the daemon lived and the server took new flows.
-    fn time_line(&self) -> [String; 3] {
+    /// Requests over time, and under it whether the daemon lived and servers took new flows.
+    fn time_line(&self) -> [String; 4] {
         let most = self.columns.iter().map(|column| column.requests).max().unwrap_or(0).max(1);
         let requests = self.columns.iter().map(|column| {
             if column.failed > 0 {
@@ -227,14 +247,19 @@ impl Picture {
             Daemon::Running => self.paint(Colour::Green, "━"),
             Daemon::Dead => self.paint(Colour::Red, "x"),
         });
-        let server = self.columns.iter().map(|column| match column.stand.server {
-            Server::Serving => self.paint(Colour::Green, "━"),
-            Server::Draining(_) => self.paint(Colour::Yellow, "┄"),
-        });
+        let server = |of: fn(&Stand) -> Server| {
+            let columns = self.columns.iter().map(|column| match of(&column.stand) {
+                Server::Serving => self.paint(Colour::Green, "━"),
+                Server::Draining(_) | Server::Unreachable => self.paint(Colour::Yellow, "┄"),
+                Server::Silent => self.paint(Colour::Red, "x"),
+            });
+            columns.collect::<String>()
+        };
         [
             format!("  requests  {}", requests.collect::<String>()),
             format!("  daemon    {}", daemon.collect::<String>()),
-            format!("  {DRAINED:<10}{}", server.collect::<String>()),
+            format!("  {DRAINED:<10}{}", server(|stand| stand.server)),
+            format!("  {MORTAL:<10}{}", server(Stand::mortal)),
         ]
     }
 
