@@ -156,7 +156,7 @@ impl Judge {
                 Change::Ended => (None, "backends are taken for what they are again".to_owned()),
                 Change::GaveUp(identity) => (
                     name(&identity).map(str::to_owned),
-                    "answers neither probes nor clients: given up".to_owned(),
+                    "neither probes nor clients are served there: given up".to_owned(),
                 ),
             };
             notes.push(Note { service: service.name.clone(), backend, text });

@@ -6,8 +6,9 @@
 //! the checked: those that were good stay in, until
 //!
 //! - enough of them are seen well again: then the others go, or
-//! - clients' own packets say otherwise: a held backend that answers no probe, and completes no
-//!   handshake though SYNs come in, is dead, whatever the others are.
+//! - clients' own packets say otherwise: a held backend that is seen ill, and completes no
+//!   handshake though SYNs come in, be it silent or refusing them, is of no use to new flows,
+//!   whatever the others are.
 //!
 //! With the first that falls, those are counted whose last probe failed: they would fall a moment
 //! later, and by then the first one's flows would have been reset.
@@ -46,8 +47,8 @@ impl Sight {
         }
     }
 
-    fn is_dead(&self) -> bool {
-        self.health == State::Unreachable && self.unanswered
+    const fn is_useless(&self) -> bool {
+        self.is_ill() && self.unanswered
     }
 }
 
@@ -83,7 +84,7 @@ pub enum Change {
     Began(Why),
     /// It is over.
     Ended,
-    /// One backend is no longer held: clients' packets say that it is dead.
+    /// One backend is no longer held: clients' packets say that nobody serves there.
     GaveUp(Identity),
 }
 
@@ -147,7 +148,7 @@ impl Pool {
             .iter()
             .map(|(identity, sight)| {
                 let was = self.members.get(identity).copied().unwrap_or(Member::New);
-                let gives_up = was == Member::Held && sight.is_dead() && own_fault.is_none();
+                let gives_up = was == Member::Held && sight.is_useless() && own_fault.is_none();
                 let is = match (sight.health, was) {
                     (State::Healthy, _) => Member::Good,
                     // Nobody knows just now: its neighbour is being asked for.
@@ -280,15 +281,16 @@ mod tests {
     }
 
     #[test]
-    fn clients_packets_end_the_hold_of_who_is_dead() {
+    fn clients_packets_end_the_hold_of_who_serves_nobody() {
         let dead = Sight { unanswered: true, ..sight(State::Unreachable) };
-        let wrong = Sight { unanswered: true, ..sight(State::Unhealthy) };
+        let refusing = Sight { unanswered: true, ..sight(State::Unhealthy) };
+        let (silent, wrong) = (sight(State::Unreachable), sight(State::Unhealthy));
         let mut pool = good(3);
-        pool.step(&seen(&[sight(State::Unreachable), wrong, wrong]), HALF, false, None);
+        pool.step(&seen(&[silent, wrong, wrong]), HALF, false, None);
         assert_eq!(held(&pool, 3), [1, 2, 3]);
-        let gave_up = pool.step(&seen(&[dead, wrong, wrong]), HALF, false, None);
-        assert_eq!(gave_up, [Change::GaveUp(identity(1))]);
-        assert_eq!(held(&pool, 3), [2, 3]);
+        let gave_up = pool.step(&seen(&[dead, refusing, wrong]), HALF, false, None);
+        assert_eq!(gave_up, [1, 2].map(|number| Change::GaveUp(identity(number))));
+        assert_eq!(held(&pool, 3), [3]);
         // Without our link no SYN is answered by anybody.
         let mut pool = good(3);
         pool.step(&seen(&[dead; 3]), HALF, false, Some("eth0 has no carrier"));

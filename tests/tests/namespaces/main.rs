@@ -17,6 +17,7 @@ mod life;
 mod networks;
 mod observe;
 mod passive;
+mod pool;
 mod probe_path;
 mod rolling_deploy;
 mod runtime;
