@@ -39,6 +39,22 @@ pub struct Interface {
     pub kind: Arc<str>,
 }
 
+impl Interface {
+    /// Why it carries no frames, and the mend, to follow its name; `None`: it does.
+    pub fn fault(&self) -> Option<&'static str> {
+        (!self.running).then(|| interface_fault(self.up))
+    }
+}
+
+/// Why an interface that is not running carries no frames, to follow its name; `up`: it is switched on.
+pub(super) fn interface_fault(up: bool) -> &'static str {
+    if up {
+        "has no carrier: check the cable and the switch port"
+    } else {
+        "is down: bring it up with `ip link set`"
+    }
+}
+
 /// The interface of this name.
 pub async fn interface(name: &str) -> Result<Interface, Error> {
     let netlink = Netlink::open()?;

@@ -4,7 +4,7 @@ use std::{net::IpAddr, sync::Arc};
 
 use super::{
     Mac,
-    links::Interface,
+    links::{Interface, interface_fault},
     neighbours::{Key, Neighbour},
     routes::Route,
 };
@@ -161,14 +161,6 @@ impl Unresolved {
     /// Whether it has only just been asked for, so that nothing is known yet.
     pub const fn is_pending(&self) -> bool {
         matches!(self, Self::Neighbour { failed: false, .. })
-    }
-}
-
-fn interface_fault(up: bool) -> &'static str {
-    if up {
-        "has no carrier: check the cable and the switch port"
-    } else {
-        "is down: bring it up with `ip link set`"
     }
 }
 

@@ -250,6 +250,9 @@ fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> 
             interface.name
         ));
     }
+    for found in state.interfaces.iter().filter_map(|seen| seen.found.as_ref()) {
+        problems.extend(found.fault().map(|fault| format!("{} {fault}", found.name)));
+    }
     for service in &state.desired.services {
         if let Some(why) = state.judge.hold(service) {
             problems.push(format!(

@@ -16,6 +16,7 @@ mod laboratory;
 mod life;
 mod networks;
 mod observe;
+mod own_health;
 mod passive;
 mod pool;
 mod probe_path;
