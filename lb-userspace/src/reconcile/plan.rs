@@ -11,6 +11,7 @@ use lb_common::{
     abi::{Backend, Egress, NextHop, Service, ServiceKey, capacity},
     address::Address,
     maglev::Member,
+    service::BackendState,
 };
 
 use super::{
@@ -93,6 +94,8 @@ enum Stage {
     Parts,
     /// Maglev tables.
     Slots,
+    /// Backends whose flows are reset: a new flow that met one in its slot would be refused.
+    Resets,
     /// What makes services known, what takes them away.
     Doors,
 }
@@ -101,7 +104,7 @@ struct Planner {
     /// What the maps will hold after `writes`.
     image: Image,
     /// By [`Stage`].
-    writes: [Vec<Write>; 4],
+    writes: [Vec<Write>; 5],
     /// Backends that are wanted.
     kept: BTreeSet<u16>,
     /// Services by what they are.
@@ -220,7 +223,13 @@ impl Planner {
             forwarding: wanted.forwarding as u8,
         };
         if before != Some(record) || self.image.orphans.contains(&index) {
-            self.write(Stage::Parts, Write::Backend(index, record));
+            let stage = match backend.state {
+                BackendState::Reset => Stage::Resets,
+                BackendState::Absent | BackendState::Forward | BackendState::Suspect => {
+                    Stage::Parts
+                }
+            };
+            self.write(stage, Write::Backend(index, record));
         }
         self.kept.insert(index);
         Ok(index)

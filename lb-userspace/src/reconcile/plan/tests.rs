@@ -324,14 +324,15 @@ fn a_backend_whose_neighbour_was_never_known_is_unresolved() {
 }
 
 #[test]
-fn flows_that_shall_end_are_told_so_before_the_slots_move() {
+fn new_flows_are_led_away_before_flows_are_reset_and_led_back_after() {
     let mut world = World::default();
     world.reach(&[service(10, &[1, 2])]);
     let mut wanted = service(10, &[1, 2]);
     wanted.backends[0].state = BackendState::Reset;
     wanted.backends[0].weight = 0;
-    assert_eq!(names(&world.reach(&[wanted])), ["backend", "slots"]);
+    assert_eq!(names(&world.reach(&[wanted])), ["slots", "backend"]);
     assert_eq!(world.members(10), [2]);
+    assert_eq!(names(&world.reach(&[service(10, &[1, 2])])), ["backend", "slots"]);
 }
 
 #[test]
