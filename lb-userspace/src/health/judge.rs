@@ -28,6 +28,8 @@ pub struct Probed {
     pub health: State,
     /// The last probe failed.
     pub failing: bool,
+    /// All that is known is from a daemon before this one.
+    pub stale: bool,
     /// Why the last probe failed, if it did.
     pub fault: Option<String>,
 }
@@ -38,6 +40,7 @@ impl From<&Seen> for Probed {
         Self {
             health: seen.state,
             failing: seen.failures > 0,
+            stale: seen.stale,
             fault: seen.last.as_ref().and_then(|probe| probe.outcome.as_ref().err()).map(fault),
         }
     }
@@ -183,6 +186,7 @@ impl Judge {
             is_held: pool.is_some_and(|(pool, _)| pool.is_held(&identity)),
             is_outlier: traffic.is_outlier,
             is_suspect: traffic.is_suspect,
+            is_stale: seen.is_stale,
         };
         let standing =
             Standing::new(service, seen.sight.health, seen.fault.clone(), grounds, backend.weight);
@@ -239,6 +243,8 @@ struct View {
     identity: Identity,
     sight: Sight,
     has_next_hop: bool,
+    /// Its health is what an earlier daemon saw.
+    is_stale: bool,
     fault: Option<String>,
     /// What is wrong on our side of the way to it.
     own_fault: Option<String>,
@@ -273,6 +279,7 @@ fn see_one(service: &Service, backend: &Backend, evidence: Evidence<'_>) -> View
         identity,
         sight: Sight { health, failing, unanswered, counts },
         has_next_hop: next_hop.is_some_and(Result::is_ok),
+        is_stale: next_hop.is_some_and(Result::is_ok) && probed.is_some_and(|probed| probed.stale),
         fault,
         own_fault,
     }

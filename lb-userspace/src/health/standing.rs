@@ -75,6 +75,9 @@ pub struct Grounds {
     pub is_outlier: bool,
     /// Clients' SYNs go to it, and none is answered: their second try goes elsewhere.
     pub is_suspect: bool,
+    /// What is seen of it was seen by a daemon before this one, perhaps long ago: reason enough to
+    /// give it no new flows, but not to reset those that it has.
+    pub is_stale: bool,
 }
 
 impl Standing {
@@ -93,7 +96,7 @@ impl Standing {
             State::Unknown if grounds.is_presumed => Because::Presumed,
             State::Unknown | State::Unhealthy | State::Unreachable => Because::Ill,
         };
-        let is_lost = health == State::Unreachable && because == Because::Ill;
+        let is_lost = health == State::Unreachable && because == Because::Ill && !grounds.is_stale;
         let flows = if is_lost && service.reset_unreachable {
             BackendState::Reset
         } else if grounds.is_suspect {
@@ -135,5 +138,37 @@ impl Standings {
 impl FromIterator<(Identity, Standing)> for Standings {
     fn from_iter<I: IntoIterator<Item = (Identity, Standing)>>(standings: I) -> Self {
         Self(standings.into_iter().collect())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::sample;
+
+    #[test]
+    fn flows_are_reset_by_what_is_seen_now_alone() {
+        let service = sample::service("web", 2);
+        let flows = |health, grounds| Standing::new(&service, health, None, grounds, 100).flows;
+        let now = Grounds::default();
+        let stale = Grounds { is_stale: true, ..now };
+        let held = Grounds { is_held: true, ..now };
+        let suspect = Grounds { is_suspect: true, ..now };
+        let cases = [
+            (State::Unreachable, now, BackendState::Reset),
+            (State::Unreachable, suspect, BackendState::Reset),
+            (State::Unreachable, stale, BackendState::Forward),
+            (State::Unreachable, held, BackendState::Forward),
+            (State::Unhealthy, now, BackendState::Forward),
+            (State::Healthy, suspect, BackendState::Suspect),
+        ];
+        for (health, grounds, expected) in cases {
+            assert_eq!(flows(health, grounds), expected, "{health:?} {grounds:?}");
+        }
+        let keeps = Service { reset_unreachable: false, ..service.clone() };
+        let kept = Standing::new(&keeps, State::Unreachable, None, now, 100);
+        assert_eq!(kept.flows, BackendState::Forward);
+        let remembered = Standing::new(&service, State::Unreachable, None, stale, 100);
+        assert!(!remembered.because.is_fit(), "but it gets no new ones");
     }
 }
