@@ -16,7 +16,7 @@ use super::{
 };
 use crate::lab::{
     Agent, DEADLINE, Family, Host, Lab, Load, LoadPlan, Nginx, Plan, Sluice, StreamPlan,
-    StreamServer, Streams, Target, builds, dataplane, service, sluice_binary, until,
+    StreamServer, Streams, Target, builds, checked_service, dataplane, sluice_binary, until,
 };
 
 /// How frames reach the backends.
@@ -51,9 +51,11 @@ pub(super) struct Stage {
 const STREAMS: u16 = 7;
 const WEB: u16 = 80;
 const SERVICES: [(&str, u16); 2] = [("streams", STREAMS), ("web", WEB)];
-/// The longest that a backend's silence goes unnoticed without health checks: the daemon has the
-/// kernel look for it every 15 to 25 s, and that asks three times.
-const UNNOTICED: Duration = Duration::from_secs(60);
+/// By way of the VIP, with a time-out that a busy machine keeps.
+const HEALTH: &str = r#"{ check = "tcp", interval = "1s", timeout = "1s", rise = 2, fall = 3 }"#;
+/// The longest that a backend's silence goes unnoticed, with room for a busy machine: an interval,
+/// and three probes that wait for their time-outs.
+const UNNOTICED: Duration = Duration::from_secs(20);
 /// Between two new connections of one of eight clients.
 const PAUSE: Duration = Duration::from_millis(20);
 
@@ -73,14 +75,6 @@ impl Stage {
         let lab = Lab::start(Plan { backends: 5, ..Plan::default() })?;
         let vips = [Family::V4, Family::V6].map(|family| vip(family, WEB).ip());
         let hosts = || lab.backends().iter();
-        for family in ["ipv4", "ipv6"] {
-            // Kernels believe in a neighbour for 15 to 45 s more: here it shall take less to die.
-            let sysctl = |name: &str, value| {
-                lab.balancer().sysctl(&format!("net.{family}.neigh.eth0.{name}"), value)
-            };
-            sysctl("base_reachable_time_ms", "1000")?;
-            sysctl("delay_first_probe_time", "1")?;
-        }
         Ok(Self {
             _agents: hosts().map(|host| host.run_agent(&vips, &[])).collect::<Result<_>>()?,
             _nginx: hosts().map(|host| Nginx::start(host, &[WEB])).collect::<Result<_>>()?,
@@ -119,8 +113,9 @@ impl Stage {
             File::First => &self.lab.backends()[..4],
             File::Other => &self.lab.backends()[1..],
         };
-        let services = SERVICES
-            .map(|(name, port)| service(name, vip(family, port), mode.name(), backends, family));
+        let services = SERVICES.map(|(name, port)| {
+            checked_service(name, vip(family, port), mode.name(), backends, family, HEALTH)
+        });
         let services = match file {
             File::First => services.concat(),
             File::Other => services.concat().replace("\"web-3\",", "\"web-3\", weight = 30,"),
