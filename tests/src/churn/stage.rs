@@ -16,7 +16,7 @@ use super::{
 };
 use crate::lab::{
     Agent, DEADLINE, Family, Host, Lab, Load, LoadPlan, Nginx, Plan, Sluice, StreamPlan,
-    StreamServer, Streams, Target, builds, checked_service, dataplane, sluice_binary, until,
+    StreamServer, Streams, Target, builds, dataplane, service_with, sluice_binary, until,
 };
 
 /// How frames reach the backends.
@@ -52,7 +52,7 @@ const STREAMS: u16 = 7;
 const WEB: u16 = 80;
 const SERVICES: [(&str, u16); 2] = [("streams", STREAMS), ("web", WEB)];
 /// By way of the VIP, with a time-out that a busy machine keeps.
-const HEALTH: &str = r#"{ check = "tcp", interval = "1s", timeout = "1s", rise = 2, fall = 3 }"#;
+const HEALTH: &str = "health = { check = \"tcp\", interval = \"1s\", timeout = \"1s\" }\n";
 /// The longest that a backend's silence goes unnoticed, with room for a busy machine: an interval,
 /// and three probes that wait for their time-outs.
 const UNNOTICED: Duration = Duration::from_secs(20);
@@ -114,7 +114,7 @@ impl Stage {
             File::Other => &self.lab.backends()[1..],
         };
         let services = SERVICES.map(|(name, port)| {
-            checked_service(name, vip(family, port), mode.name(), backends, family, HEALTH)
+            service_with(name, vip(family, port), mode.name(), backends, family, HEALTH)
         });
         let services = match file {
             File::First => services.concat(),

@@ -76,7 +76,7 @@ impl Scene {
     fn see(&mut self, number: usize, health: State) {
         let failing = matches!(health, State::Unhealthy | State::Unreachable);
         let fault = failing.then(|| "no answer".to_owned());
-        self.probed.insert(self.identity(number), Probed { health, failing, fault });
+        self.probed.insert(self.identity(number), Probed { health, failing, stale: false, fault });
     }
 
     fn look(&mut self) -> Vec<String> {
@@ -227,7 +227,8 @@ fn everything_failing_at_once_is_our_fault_even_for_a_pool_of_one() {
     scene.desired.services[0].backends.truncate(1);
     scene.desired.services.push(other.clone());
     let identity = other.identity(&other.backends[0]);
-    let seen = |health| Probed { health, failing: health != State::Healthy, fault: None };
+    let seen =
+        |health| Probed { health, failing: health != State::Healthy, stale: false, fault: None };
     scene.probed.insert(identity, seen(State::Healthy));
     scene.look();
     scene.probed.insert(identity, seen(State::Unreachable));
