@@ -275,7 +275,7 @@ fn probe(failure: Option<health::Failure>, age_seconds: f64) -> api::LastProbe {
     let duration = Duration::from_micros(if failure.is_some() { 1_000_000 } else { 1250 });
     let outcome = failure.map_or(Ok(()), Err);
     let probe = health::Probe { at: Moment(0), duration, outcome };
-    api::LastProbe { age_seconds, ..api::LastProbe::new(Via::Vip, &probe, Moment(0)) }
+    api::LastProbe { age_seconds, ..api::LastProbe::new(Via::Vip, &probe, None, Moment(0)) }
 }
 
 /// Handshakes that took so many jiffies.

@@ -119,6 +119,15 @@ impl Cause {
         }
     }
 
+    /// The cause and, if anything can be said, what to do about it.
+    pub fn explained(self, forwarding: Forwarding, vip: SocketAddr, backend: SocketAddr) -> String {
+        let says = self.says(vip, backend);
+        match self.mend(forwarding, vip, backend) {
+            Some(mend) => format!("{says}: {mend}"),
+            None => says,
+        }
+    }
+
     /// What to do about it; `None`: the last probe's error says it.
     pub fn mend(
         self,

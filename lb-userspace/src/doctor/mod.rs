@@ -269,6 +269,7 @@ mod tests {
                 via: via.name().to_owned(),
                 met,
                 error: (met != Met::Well).then(|| "no answer to SYN within 1s".to_owned()),
+                cause: None,
                 age_seconds: 0.5,
                 seconds: 1.0,
             });

@@ -24,8 +24,9 @@ use tokio::{
 
 use super::{Kept, Paths, Probe, Seen, State, Target, Thresholds, probe::probe, tls::Tls};
 use crate::{
+    doctor::Met,
     drain::Moment,
-    model::{HealthCheck, Identity},
+    model::{HealthCheck, Identity, Via},
 };
 
 /// New targets are asked first within so long for each of them: soon, but not all at once.
@@ -78,7 +79,7 @@ struct Shared {
     probes_total: AtomicU64,
     late_total: AtomicU64,
     latest_ms: AtomicU64,
-    /// How many states have changed.
+    /// How many states have changed, or were explained.
     changes: watch::Sender<u64>,
 }
 
@@ -163,7 +164,7 @@ impl Engine {
         Attended { target, seen, _task: task }
     }
 
-    /// Changes whenever a state has; many changes may be told as one.
+    /// Changes whenever a state has, or its cause is known; many changes may be told as one.
     pub fn changes(&self) -> watch::Receiver<u64> {
         self.shared.changes.subscribe()
     }
@@ -222,11 +223,13 @@ async fn attend(
     let mut due = Instant::now() + first;
     // From the second probe on, targets that are new together are far from each other.
     let mut share = 1.0 - 0.9 * fastrand::f64();
+    let mut explaining = JoinSet::new();
     loop {
         select! {
             changed = target.changed() => match changed {
                 Ok(()) => {
                     let interval = target.borrow_and_update().check.interval;
+                    lock(&seen).explanation = None;
                     due = due.min(Instant::now() + interval.min(MOST_SPREAD).mul_f64(fastrand::f64()));
                     continue;
                 }
@@ -247,6 +250,26 @@ async fn attend(
         let is_falling = shared.note(&seen, probe, thresholds(&asked.check));
         due = next(&asked.check, is_falling, begun, ended, share * jitter());
         share = 1.0;
+        // Beside the probes, so that it delays none.
+        while explaining.try_join_next().is_some() {}
+        if asked.check.via == Via::Vip
+            && explaining.is_empty()
+            && let Some(met) = lock(&seen).unexplained(thresholds(&asked.check))
+        {
+            explaining.spawn(explain(shared.clone(), asked, seen.clone(), met));
+        }
+    }
+}
+
+/// Asks the own address of a backend, whose probes by way of the VIP `met` something else than an
+/// answer. If all places are taken it is left to the next probe that fails.
+async fn explain(shared: Arc<Shared>, target: Arc<Target>, seen: Arc<Mutex<Seen>>, met: Met) {
+    let Ok(place) = shared.places.try_acquire() else { return };
+    let outcome = probe(&shared.paths, &shared.tls, &target.directly()).await;
+    drop(place);
+    let Some(says) = target.explanation(met, Met::by(&outcome)) else { return };
+    if lock(&seen).explain(met, says) {
+        shared.changes.send_modify(|changes| *changes += 1);
     }
 }
 

@@ -30,18 +30,24 @@ pub struct Probed {
     pub failing: bool,
     /// All that is known is from a daemon before this one.
     pub stale: bool,
-    /// Why the last probe failed, if it did.
+    /// Why the last probe failed, if it did, and the cause of that, if it is known.
     pub fault: Option<String>,
+    /// The cause that was found last since it was well; the last probe may have failed otherwise.
+    pub cause: Option<String>,
 }
 
 impl From<&Seen> for Probed {
     fn from(seen: &Seen) -> Self {
-        let fault = |failure: &Failure| failure.to_string();
+        let fault = |failure: &Failure| match seen.cause() {
+            Some(cause) => format!("{failure}; {cause}"),
+            None => failure.to_string(),
+        };
         Self {
             health: seen.state,
             failing: seen.failures > 0,
             stale: seen.stale,
             fault: seen.last.as_ref().and_then(|probe| probe.outcome.as_ref().err()).map(fault),
+            cause: seen.explanation.as_ref().map(|known| known.says.clone()),
         }
     }
 }
@@ -192,7 +198,7 @@ impl Judge {
             Standing::new(service, seen.sight.health, seen.fault.clone(), grounds, backend.weight);
         let is_in = backend.admin == Admin::Enabled && standing.because.is_fit();
         let weight = self.ramped(service, backend, is_in, now);
-        Standing { weight, ..standing }
+        Standing { weight, cause: seen.cause.clone(), ..standing }
     }
 
     /// The weight at this stage of the slow start.
@@ -221,21 +227,28 @@ impl Judge {
 
     fn note(&self, service: &Service, backend: &Backend, now: &Standing) -> Option<Note> {
         let before = self.standings.of(service, backend)?;
-        let changed = before.health != now.health || before.because != now.because;
-        // What was held, and is so no longer, is told with the pool.
-        changed.then(|| {
-            let mut text = format!("{} -> {}", before.health.name(), now.health.name());
-            if before.health == now.health {
-                text = now.because.to_string();
-            }
-            let is_ill = matches!(now.health, State::Unhealthy | State::Unreachable);
-            let is_news = is_ill && before.health != now.health;
-            if let Some(fault) = now.fault.as_ref().filter(|_| is_news) {
-                text = format!("{text}: {fault}");
-            }
-            Note { service: service.name.clone(), backend: Some(backend.name.clone()), text }
-        })
+        let text = turned(before, now).or_else(|| learned(before, now))?;
+        Some(Note { service: service.name.clone(), backend: Some(backend.name.clone()), text })
     }
+}
+
+/// What became of a backend; what was held, and is so no longer, is told with the pool.
+fn turned(before: &Standing, now: &Standing) -> Option<String> {
+    if before.health == now.health {
+        return (before.because != now.because).then(|| now.because.to_string());
+    }
+    let text = format!("{} -> {}", before.health.name(), now.health.name());
+    let is_ill = matches!(now.health, State::Unhealthy | State::Unreachable);
+    Some(match now.fault.as_ref().filter(|_| is_ill) {
+        Some(fault) => format!("{text}: {fault}"),
+        None => text,
+    })
+}
+
+/// The cause, which is looked for when a backend has fallen, and known a moment later.
+fn learned(before: &Standing, now: &Standing) -> Option<String> {
+    let cause = now.cause.as_ref().filter(|_| before.cause != now.cause)?;
+    Some(format!("{}: {cause}", now.health.name()))
 }
 
 /// What is seen of one backend.
@@ -246,6 +259,7 @@ struct View {
     /// Its health is what an earlier daemon saw.
     is_stale: bool,
     fault: Option<String>,
+    cause: Option<String>,
     /// What is wrong on our side of the way to it.
     own_fault: Option<String>,
 }
@@ -273,14 +287,17 @@ fn see_one(service: &Service, backend: &Backend, evidence: Evidence<'_>) -> View
         (Some(Ok(_)), None) => (State::Unknown, false, None),
         (Some(Ok(_)), Some(probed)) => (probed.health, probed.failing, probed.fault.clone()),
     };
+    let has_next_hop = next_hop.is_some_and(Result::is_ok);
+    let cause = probed.filter(|_| has_next_hop && service.health.is_some());
     let unanswered = evidence.traffic.get(&identity).is_some_and(|traffic| traffic.is_suspect);
     let counts = backend.admin == Admin::Enabled && !backend.leaving && backend.weight > 0;
     View {
         identity,
         sight: Sight { health, failing, unanswered, counts },
-        has_next_hop: next_hop.is_some_and(Result::is_ok),
-        is_stale: next_hop.is_some_and(Result::is_ok) && probed.is_some_and(|probed| probed.stale),
+        has_next_hop,
+        is_stale: has_next_hop && probed.is_some_and(|probed| probed.stale),
         fault,
+        cause: cause.and_then(|probed| probed.cause.clone()),
         own_fault,
     }
 }

@@ -2,13 +2,15 @@
 //!
 //! `engine` makes a `probe` of each target when it is due: by a `path` it gets a connection, over
 //! which it speaks `http` or `grpc`, in `tls` or not. `failure` lists why a probe was no success;
-//! `state` makes of probes what a backend is, purely.
+//! `state` makes of probes what a backend is, purely. Where a backend does not answer by way
+//! of the VIP, `explanation` says why, by what its own address does.
 //!
 //! `judge` puts together what probes, next hops and clients' packets say: `pool` holds back where
 //! the fault may be ours, `passive` reads the traffic, `slow_start` lets in by steps, `standing`
 //! is what comes of it.
 
 mod engine;
+mod explanation;
 mod failure;
 mod grpc;
 mod http;
@@ -26,6 +28,7 @@ mod tls;
 
 pub use self::{
     engine::{Engine, Figures, places},
+    explanation::Explanation,
     failure::{Class, Failure},
     judge::{Evidence, Judge, Note, Probed, Traffic},
     path::{Closed, Connection, Direct, Path, Paths},

@@ -18,6 +18,8 @@ pub struct Standing {
     pub health: State,
     /// What is wrong with it, in words; also of one that is only failing so far.
     pub fault: Option<String>,
+    /// Why it does not answer by way of the VIP, and what to do about it, if that was found out.
+    pub cause: Option<String>,
     /// Why it takes new flows all the same, or does not.
     pub because: Because,
     /// What becomes of the flows it has.
@@ -104,7 +106,7 @@ impl Standing {
         } else {
             BackendState::Forward
         };
-        Self { health, fault, because, flows, weight }
+        Self { health, fault, cause: None, because, flows, weight }
     }
 
     /// What is thought of it when new flows are given out.

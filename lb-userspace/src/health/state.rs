@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
 
-use super::{Class, Failure};
+use super::{Class, Explanation, Failure};
 use crate::drain::Moment;
 
 /// What a backend is, as far as is seen.
@@ -86,6 +86,8 @@ pub struct Seen {
     pub last: Option<Probe>,
     /// All probes.
     pub totals: Totals,
+    /// Why probes by way of the VIP failed when that was last looked into; none since it was well.
+    pub explanation: Option<Explanation>,
 }
 
 impl State {
@@ -117,6 +119,7 @@ impl Seen {
             unreachable: 0,
             last: None,
             totals: Totals::default(),
+            explanation: None,
         }
     }
 
@@ -164,6 +167,7 @@ impl Seen {
             unreachable,
             last: Some(probe),
             totals,
+            explanation: self.explanation.filter(|_| failures > 0),
         }
     }
 

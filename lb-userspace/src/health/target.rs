@@ -2,7 +2,9 @@
 
 use std::{net::SocketAddr, sync::Arc};
 
-use crate::model::{Backend, HealthCheck, Identity, Service, Via};
+use lb_common::forward::Forwarding;
+
+use crate::model::{Backend, CheckKind, HealthCheck, Identity, Service, Via};
 
 /// One backend that is checked.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,6 +15,8 @@ pub struct Target {
     pub service: String,
     /// The backend's name.
     pub backend: String,
+    /// How clients' frames get there.
+    pub forwarding: Forwarding,
     /// What is asked; one for all backends of a service.
     pub check: Arc<HealthCheck>,
     /// Whether an HTTP or gRPC request is made so long that it fills a TCP segment, because an
@@ -27,9 +31,17 @@ impl Target {
             id: service.identity(backend),
             service: service.name.clone(),
             backend: backend.name.clone(),
+            forwarding: service.forwarding,
             check: check.clone(),
             fills_segment: false,
         }
+    }
+
+    /// The same backend, asked for a TCP connection to its own address and port.
+    pub(super) fn directly(&self) -> Self {
+        let kind = CheckKind::Tcp;
+        let check = HealthCheck { kind, via: Via::Backend, ..HealthCheck::clone(&self.check) };
+        Self { check: Arc::new(check), fills_segment: false, ..self.clone() }
     }
 
     /// The address and port that are asked, as the backend sees it.

@@ -4,6 +4,7 @@ mod servers;
 
 use std::{collections::BTreeMap, net::SocketAddr, sync::Arc, time::Duration};
 
+use lb_common::forward::Forwarding;
 use tokio::{net::TcpListener, time::timeout};
 
 use self::servers::Authority;
@@ -32,6 +33,7 @@ fn target(fields: &str, address: SocketAddr) -> Target {
         service: "web".to_owned(),
         backend: "web-1".to_owned(),
         check: Arc::new(check(fields)),
+        forwarding: Forwarding::L2,
         fills_segment: false,
     }
 }
@@ -384,6 +386,32 @@ async fn a_backend_that_dies_and_returns_is_seen_to() {
     until(&engine, "healthy again", is(id, State::Healthy)).await;
     let figures = engine.figures();
     assert!(figures.probes_total >= 5 && figures.targets == 1, "{figures:?}");
+}
+
+/// Its VIP is another loopback address, which nobody listens on: all of it is real but the road.
+#[tokio::test]
+async fn the_cause_is_found_beside_the_probes_and_forgotten_when_it_is_well() {
+    let server = servers::http().await;
+    let own = server.address;
+    let vip = SocketAddr::from(([127, 0, 0, 2], own.port()));
+    let by_own = target(QUICK, own);
+    let check = HealthCheck { via: Via::Vip, ..HealthCheck::clone(&by_own.check) };
+    let by_vip = Target { id: (vip, own), check: Arc::new(check), ..by_own };
+    let id = by_vip.id;
+    let engine = Engine::start(paths(), 16);
+    engine.watch([by_vip], &BTreeMap::new());
+    let says = |part: &'static str| {
+        move |engine: &Engine| {
+            let seen = engine.seen(id).expect("it is watched");
+            seen.state == State::Unhealthy && seen.cause().is_some_and(|cause| cause.contains(part))
+        }
+    };
+    until(&engine, "bound elsewhere", says("but nobody listens on 127.0.0.2:")).await;
+    server.stop().await;
+    until(&engine, "looked into again", says("is up, but nobody listens on port ")).await;
+    let _listener = TcpListener::bind(vip).await.expect("the port is free");
+    until(&engine, "healthy", is(id, State::Healthy)).await;
+    assert_eq!(engine.seen(id).expect("it is watched").explanation, None);
 }
 
 #[tokio::test]

@@ -222,8 +222,9 @@ fn backend(
 
 fn last_probe(service: &Service, seen: Option<&Seen>) -> Option<api::LastProbe> {
     let check = service.health.as_ref()?;
-    let probe = seen?.last.as_ref()?;
-    Some(api::LastProbe::new(check.via, probe, Moment::now()))
+    let seen = seen?;
+    let probe = seen.last.as_ref()?;
+    Some(api::LastProbe::new(check.via, probe, seen.cause(), Moment::now()))
 }
 
 fn describe(next_hop: Option<&Result<NextHop, Unresolved>>) -> String {

@@ -74,6 +74,7 @@ mod tests {
         let standing = |health, because, fault: Option<&str>, weight| Standing {
             health,
             fault: fault.map(str::to_owned),
+            cause: None,
             because,
             flows: BackendState::Forward,
             weight,

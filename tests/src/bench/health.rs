@@ -15,6 +15,7 @@ use std::{
 };
 
 use anyhow::{Context, Result, anyhow, bail, ensure};
+use lb_common::forward::Forwarding;
 use lb_userspace::{
     health::{Direct, Engine, Paths, State, Target, places},
     model::{CheckKind, HealthCheck, HttpCheck, Via},
@@ -145,6 +146,7 @@ fn target(number: usize, network: u8, check: &HealthCheck) -> Target {
         service: "bench".to_owned(),
         backend: format!("backend-{number}"),
         check: Arc::new(check.clone()),
+        forwarding: Forwarding::L2,
         fills_segment: false,
     }
 }

@@ -1,9 +1,9 @@
-//! `sluice doctor` finds what is wrong, and says what to do.
+//! `sluice doctor` finds what is wrong, and says what to do; so does the daemon of its probes.
 
 use serde_json::Value;
-use sluice_tests::lab::{DEADLINE, Family, Plan, Sluice, is_privileged, until};
+use sluice_tests::lab::{DEADLINE, Family, Plan, Sluice, dataplane, is_privileged, until};
 
-use crate::scene::{Scene, VIP4};
+use crate::scene::{Scene, VIP4, address};
 
 /// What it says, and whether it says that all is well.
 fn examine(sluice: &Sluice) -> (bool, Value) {
@@ -71,4 +71,48 @@ fn the_doctor_names_the_fault_and_the_mend() {
     sluice.stop().unwrap();
     let says = wrong(&sluice, "daemon");
     assert!(says.contains("no daemon answers"), "{says}");
+}
+
+#[test]
+fn the_daemon_names_the_cause_of_silence_by_way_of_the_vip() {
+    if !is_privileged() {
+        return;
+    }
+    let mut scene = Scene::start(Plan::default());
+    scene.own(VIP4, "l2");
+    let check = "{ check = \"tcp\", interval = \"200ms\", timeout = \"200ms\", fall = 2 }";
+    let service = scene.service("web", VIP4, "l2", Family::V4);
+    let config = dataplane(&["eth0"]) + &service.replace("{ check = \"none\" }", check);
+    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
+    let first = || sluice.status().unwrap()["services"][0]["backends"][0].take();
+    let wait = |what: &str, is_so: &dyn Fn(&Value) -> bool| {
+        until(what, DEADLINE, || Some(first()).filter(is_so))
+            .unwrap_or_else(|error| panic!("{error}: {}\n{}", first(), sluice.log()))
+    };
+    wait("all to be well", &|backend| backend["health"] == "healthy");
+
+    let ill = &scene.lab.backends()[0];
+    ill.disown_vip(address(VIP4).ip()).unwrap();
+    let backend = wait("the cause", &|backend| backend["last_probe"]["cause"].is_string());
+    let says = format!(
+        "{} is up, but takes no frames for 203.0.113.10: the VIP is missing on its loopback \
+         interface: run `sluice agent run --interface IF --vip 203.0.113.10` there",
+        ill.address(Family::V4)
+    );
+    assert_eq!(backend["health"], "unreachable", "{backend}");
+    assert_eq!(backend["last_probe"]["cause"], says, "{backend}");
+    let told = until("the cause to be told", DEADLINE, || {
+        let told = [&["status"][..], &["backend", "list"], &["events"]];
+        let told = told.map(|command| sluice.cli_ok(command).unwrap());
+        told.iter().all(|text| text.contains(&says)).then_some(told)
+    });
+    let [status, list, _] = told.unwrap();
+    let why = format!("no new flows: no answer to SYN within 200ms; {says}");
+    assert!(status.contains(&why) && list.contains(&why), "{status}\n{list}");
+
+    ill.own_vip_quietly(address(VIP4).ip()).unwrap();
+    let backend = wait("it to be well again", &|backend| backend["health"] == "healthy");
+    assert_eq!(backend["last_probe"]["cause"], Value::Null, "{backend}");
+    let list = sluice.cli_ok(&["backend", "list"]).unwrap();
+    assert!(!list.contains("no new flows"), "{list}");
 }

@@ -18,6 +18,9 @@ pub struct LastProbe {
     pub met: Met,
     /// Why it was no success; none if it was.
     pub error: Option<String>,
+    /// Why that is so and what to do about it, if a connection to the backend's own address told;
+    /// only of probes by way of the VIP.
+    pub cause: Option<String>,
     /// Since it ended.
     pub age_seconds: f64,
     /// How long it took.
@@ -26,11 +29,12 @@ pub struct LastProbe {
 
 impl LastProbe {
     /// Of a probe that went this way.
-    pub fn new(via: Via, probe: &Probe, now: Moment) -> Self {
+    pub fn new(via: Via, probe: &Probe, cause: Option<&str>, now: Moment) -> Self {
         Self {
             via: via.name().to_owned(),
             met: Met::by(&probe.outcome),
             error: probe.outcome.as_ref().err().map(ToString::to_string),
+            cause: cause.map(str::to_owned),
             age_seconds: probe.at.until(now).as_secs_f64(),
             seconds: probe.duration.as_secs_f64(),
         }

@@ -76,7 +76,10 @@ impl Scene {
     fn see(&mut self, number: usize, health: State) {
         let failing = matches!(health, State::Unhealthy | State::Unreachable);
         let fault = failing.then(|| "no answer".to_owned());
-        self.probed.insert(self.identity(number), Probed { health, failing, stale: false, fault });
+        self.probed.insert(
+            self.identity(number),
+            Probed { health, failing, stale: false, fault, cause: None },
+        );
     }
 
     fn look(&mut self) -> Vec<String> {
@@ -227,8 +230,13 @@ fn everything_failing_at_once_is_our_fault_even_for_a_pool_of_one() {
     scene.desired.services[0].backends.truncate(1);
     scene.desired.services.push(other.clone());
     let identity = other.identity(&other.backends[0]);
-    let seen =
-        |health| Probed { health, failing: health != State::Healthy, stale: false, fault: None };
+    let seen = |health| Probed {
+        health,
+        failing: health != State::Healthy,
+        stale: false,
+        fault: None,
+        cause: None,
+    };
     scene.probed.insert(identity, seen(State::Healthy));
     scene.look();
     scene.probed.insert(identity, seen(State::Unreachable));
@@ -244,4 +252,38 @@ fn everything_failing_at_once_is_our_fault_even_for_a_pool_of_one() {
     scene.look();
     assert_eq!(scene.standing(0).because, Because::Held);
     assert_eq!(standing(&scene), Because::Held);
+}
+
+fn told(health: State, because: Because, fault: &str, cause: Option<&str>) -> Standing {
+    Standing {
+        health,
+        fault: (!fault.is_empty()).then(|| fault.to_owned()),
+        cause: cause.map(str::to_owned),
+        because,
+        flows: BackendState::Forward,
+        weight: 100,
+    }
+}
+
+#[test]
+fn a_fall_is_told_at_once_and_its_cause_once_when_it_is_known() {
+    let well = told(State::Healthy, Because::Healthy, "", None);
+    let silent = told(State::Unreachable, Because::Ill, "no answer", None);
+    let known = told(State::Unreachable, Because::Ill, "no answer; no VIP", Some("no VIP"));
+    let not_made = told(State::Unreachable, Because::Ill, "no file", Some("no VIP"));
+    let held = told(State::Unreachable, Because::Held, "no answer", None);
+    let cases = [
+        (&well, &silent, Some("healthy -> unreachable: no answer")),
+        (&silent, &known, Some("unreachable: no VIP")),
+        (&known, &known, None),
+        (&known, &not_made, None),
+        (&not_made, &known, None),
+        (&well, &known, Some("healthy -> unreachable: no answer; no VIP")),
+        (&held, &silent, Some("not healthy")),
+        (&known, &well, Some("unreachable -> healthy")),
+    ];
+    for (before, now, expected) in cases {
+        let said = turned(before, now).or_else(|| learned(before, now));
+        assert_eq!(said.as_deref(), expected, "{before:?} {now:?}");
+    }
 }
