@@ -193,7 +193,7 @@ enum ServiceCommand {
     List(Output),
     /// Add a service, without backends
     #[command(after_help = "Example: sluice service add api 203.0.113.20:443 --forwarding ipip")]
-    Add(change::NewService),
+    Add(Box<change::NewService>),
     /// Remove a service: no new flows; it is gone when its backends are drained
     Remove {
         /// Its name
@@ -358,7 +358,7 @@ async fn about_service(client: &Client, command: ServiceCommand) -> anyhow::Resu
             })?;
             Ok(ExitCode::SUCCESS)
         }
-        ServiceCommand::Add(new) => change::add_service(client, new).await,
+        ServiceCommand::Add(new) => change::add_service(client, *new).await,
         ServiceCommand::Remove { name, force, output } => {
             let remove = api::Change::RemoveService { service: name };
             change::one(client, remove, force, &output).await
