@@ -43,11 +43,15 @@ pub(super) enum Suspicion {
 
 impl Suspicion {
     /// What another reading makes of it. Which of a reading's SYNs came before its handshakes is
-    /// not known: all of them are taken for answered.
+    /// not known: each handshake is taken for the answer to one of them, and the rest for SYNs
+    /// that have just been sent.
     pub(super) fn next(self, news: &Counts, now: Instant) -> Self {
         let more = news.syns.saturating_add(news.retransmissions);
         match self {
-            _ if news.handshakes > 0 => Self::Nothing,
+            _ if news.handshakes > 0 => match more.saturating_sub(news.handshakes) {
+                0 => Self::Nothing,
+                rest => Self::Waiting { syns: rest, since: now, last: now },
+            },
             Self::Nothing if more > 0 => Self::Waiting { syns: more, since: now, last: now },
             Self::Nothing => Self::Nothing,
             Self::Waiting { last, .. }
@@ -90,7 +94,7 @@ mod tests {
         let start = Instant::now();
         // Readings (milliseconds, SYNs, sent again, handshakes), and whether it is suspect then.
         type Story = (&'static str, &'static [(u64, u64, u64, u64, bool)]);
-        let stories: [Story; 7] = [
+        let stories: [Story; 8] = [
             ("it dies", &[(0, 9, 0, 9, false), (250, 5, 0, 0, false), (600, 5, 0, 0, true)]),
             ("many at once, not yet late", &[(0, 900, 0, 0, false), (299, 900, 0, 0, false)]),
             ("late, but only two", &[(0, 1, 0, 0, false), (900, 0, 1, 0, false)]),
@@ -101,7 +105,11 @@ mod tests {
             ("it lives again", &[(0, 3, 0, 0, false), (400, 0, 0, 0, true), (500, 9, 3, 1, false)]),
             (
                 "then it begins anew",
-                &[(0, 9, 0, 1, false), (1, 2, 0, 0, false), (400, 0, 0, 0, false)],
+                &[(0, 9, 0, 9, false), (1, 2, 0, 0, false), (400, 0, 0, 0, false)],
+            ),
+            (
+                "its last handshakes and the first SYNs in vain in one reading",
+                &[(0, 9, 0, 4, false), (200, 0, 0, 0, false), (400, 0, 0, 0, true)],
             ),
             ("long ago", &[(0, 3, 0, 0, false), (59_999, 0, 0, 0, true), (60_000, 0, 0, 0, false)]),
         ];
@@ -126,7 +134,8 @@ mod tests {
             for (wait, syns, again, handshakes) in readings {
                 now += Duration::from_millis(wait);
                 suspicion = suspicion.next(&counts(syns, again, handshakes), now);
-                unanswered = if handshakes > 0 { 0 } else { unanswered + syns + again };
+                let before = if handshakes > 0 { 0 } else { unanswered };
+                unanswered = (before + syns + again).saturating_sub(handshakes);
                 let suspect = suspicion.is_suspect(&limits, now);
                 prop_assert!(!suspect || (handshakes == 0 && unanswered >= limits.syns));
             }
