@@ -91,6 +91,8 @@ pub struct Judge {
     pools: BTreeMap<SocketAddr, (Pool, OwnSide)>,
     /// Backends that were there at the first look, and of which nothing has been seen yet.
     presumed: HashSet<Identity>,
+    /// Since when backends are ill.
+    fallen: HashMap<Identity, Instant>,
     /// Since when backends have taken new flows, while their slow start lasts.
     ramps: HashMap<Identity, Instant>,
     standings: Standings,
@@ -112,11 +114,14 @@ impl Judge {
     /// Looks at everything; tells what changed.
     pub fn judge(&mut self, evidence: Evidence<'_>, now: Instant) -> Vec<Note> {
         let mut notes = Vec::new();
-        let seen: Vec<(&Service, Vec<View>)> =
+        let mut seen: Vec<(&Service, Vec<View>)> =
             evidence.desired.services.iter().map(|s| (s, see(s, evidence))).collect();
         if !self.has_looked {
             let all = seen.iter().flat_map(|(_, backends)| backends);
             self.presumed = all.map(|seen| seen.identity).collect();
+        }
+        for (service, backends) in &mut seen {
+            backends.iter_mut().for_each(|seen| self.date(service, seen, now));
         }
         let everything_fails = everything_fails(seen.iter().flat_map(|(_, backends)| backends));
         let vips: HashSet<SocketAddr> = seen.iter().map(|(service, _)| service.vip).collect();
@@ -133,10 +138,21 @@ impl Judge {
             }
         }
         self.ramps.retain(|identity, _| standings.contains_key(identity));
+        self.fallen.retain(|identity, _| standings.contains_key(identity));
         self.presumed.retain(|identity| standings.contains_key(identity));
         self.standings = standings.into_iter().collect();
         self.has_looked = true;
         notes
+    }
+
+    /// Tells whether a backend has only just fallen ill.
+    fn date(&mut self, service: &Service, seen: &mut View, now: Instant) {
+        if matches!(seen.sight.health, State::Unhealthy | State::Unreachable) {
+            let since = *self.fallen.entry(seen.identity).or_insert(now);
+            seen.sight.fell_now = now.duration_since(since) <= round(service);
+        } else {
+            self.fallen.remove(&seen.identity);
+        }
     }
 
     fn hold_or_not(
@@ -293,13 +309,19 @@ fn see_one(service: &Service, backend: &Backend, evidence: Evidence<'_>) -> View
     let counts = backend.admin == Admin::Enabled && !backend.leaving && backend.weight > 0;
     View {
         identity,
-        sight: Sight { health, failing, unanswered, counts },
+        sight: Sight { health, failing, fell_now: false, unanswered, counts },
         has_next_hop,
         is_stale: has_next_hop && probed.is_some_and(|probed| probed.stale),
         fault,
         cause: cause.and_then(|probed| probed.cause.clone()),
         own_fault,
     }
+}
+
+/// By when every backend has been asked once more: an interval at its longest, and an answer.
+fn round(service: &Service) -> Duration {
+    let probe = |check: &HealthCheck| check.interval.mul_f64(1.1) + check.timeout;
+    service.health.as_ref().map_or(Duration::ZERO, probe)
 }
 
 /// How long the probes need to see a backend well again.

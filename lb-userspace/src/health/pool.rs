@@ -11,7 +11,9 @@
 //!   whatever the others are.
 //!
 //! With the first that falls, those are counted whose last probe failed: they would fall a moment
-//! later, and by then the first one's flows would have been reset.
+//! later, and by then the first one's flows would have been reset. It may fall before the others
+//! are asked at all, for who has failed once is asked again sooner: who was taken out within one
+//! round of probes before so many fail is held with them.
 
 use std::{
     collections::BTreeMap,
@@ -29,6 +31,8 @@ pub struct Sight {
     pub health: State,
     /// Its last probe failed, though perhaps not often enough yet.
     pub failing: bool,
+    /// It is ill, and was not yet one round of probes ago.
+    pub fell_now: bool,
     /// Clients' SYNs go to it, and none is answered.
     pub unanswered: bool,
     /// The operator lets it take new flows: only such are counted as the pool.
@@ -101,8 +105,10 @@ enum Member {
     New,
     /// Well when last seen.
     Good,
-    /// Not well, and taken so.
+    /// Not well, and taken so: it never was, or clients too find nobody there.
     Ill,
+    /// Not well, and taken so, since it was last seen well.
+    Out,
     /// Not well, but kept.
     Held,
 }
@@ -156,8 +162,13 @@ impl Pool {
                     (State::Unhealthy | State::Unreachable, Member::New | Member::Ill) => {
                         Member::Ill
                     }
+                    (State::Unhealthy | State::Unreachable, _) if gives_up => Member::Ill,
                     (State::Unhealthy | State::Unreachable, Member::Good | Member::Held) => {
-                        if why.is_some() && !gives_up { Member::Held } else { Member::Ill }
+                        if why.is_some() { Member::Held } else { Member::Out }
+                    }
+                    (State::Unhealthy | State::Unreachable, Member::Out) => {
+                        let is_late = why.is_some() && sight.fell_now && !sight.is_useless();
+                        if is_late { Member::Held } else { Member::Out }
                     }
                 };
                 if gives_up && why.is_some() {
@@ -215,7 +226,7 @@ mod tests {
 
     fn sight(health: State) -> Sight {
         let failing = matches!(health, State::Unhealthy | State::Unreachable);
-        Sight { health, failing, unanswered: false, counts: true }
+        Sight { health, failing, fell_now: false, unanswered: false, counts: true }
     }
 
     fn seen(sights: &[Sight]) -> BTreeMap<Identity, Sight> {
@@ -255,6 +266,22 @@ mod tests {
         let first = seen(&[sight(State::Unhealthy), failing, sight(State::Healthy)]);
         assert_eq!(pool.step(&first, HALF, false, None), [Change::Began(Why::Together(2, 3))]);
         assert_eq!(held(&pool, 3), [1]);
+    }
+
+    #[test]
+    fn who_fell_before_the_others_were_asked_is_held_with_them() {
+        let (up, down) = (sight(State::Healthy), sight(State::Unhealthy));
+        let now = Sight { fell_now: true, ..down };
+        for (first, expected) in [(now, vec![1, 2]), (down, vec![2])] {
+            let mut pool = good(3);
+            assert_eq!(pool.step(&seen(&[now, up, up]), HALF, false, None), []);
+            assert_eq!(held(&pool, 3), [0; 0]);
+            pool.step(&seen(&[first, now, up]), HALF, false, None);
+            assert_eq!(held(&pool, 3), expected);
+            // And stays so.
+            pool.step(&seen(&[down, down, up]), HALF, false, None);
+            assert_eq!(held(&pool, 3), expected);
+        }
     }
 
     #[test]
@@ -324,9 +351,14 @@ mod tests {
             Just(State::Unhealthy),
             Just(State::Unreachable)
         ];
-        (health, any::<bool>(), any::<bool>(), any::<bool>()).prop_map(
-            |(health, failing, unanswered, counts)| Sight { health, failing, unanswered, counts },
-        )
+        let bools = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
+        (health, bools).prop_map(|(health, (failing, fell_now, unanswered, counts))| Sight {
+            health,
+            failing,
+            fell_now,
+            unanswered,
+            counts,
+        })
     }
 
     proptest! {
