@@ -13,7 +13,7 @@ use sluice_tests::lab::{
 };
 
 use crate::{
-    health::{assert_ill, backend, check, until_backend, until_event, until_health, until_well},
+    health::{backend, check, until_backend, until_event, until_health, until_ill, until_well},
     scene::{Scene, VIP4, address, target},
 };
 
@@ -53,7 +53,7 @@ fn who_dies_without_a_word_is_avoided_and_its_clients_are_told() {
     until("its clients to be told", DEADLINE, || (talks.broken() >= doomed).then_some(())).unwrap();
     let told = death.elapsed();
     for of in ["web", "echo"] {
-        assert_ill(&sluice, (of, "web-1"), "unreachable", "no answer to SYN");
+        until_ill(&sluice, (of, "web-1"), "unreachable", "no answer to SYN");
     }
     until_event(&sluice, "healthy -> unreachable: no answer to SYN within 250ms");
     load.run_for_requests(100, DEADLINE).unwrap();
@@ -129,7 +129,7 @@ fn who_answers_wrongly_keeps_its_flows_and_gets_no_new_ones() {
     .unwrap();
 
     servers[0].set_well(false);
-    assert_ill(&sluice, ("web", "web-1"), "unhealthy", "GET /: status 503");
+    until_ill(&sluice, ("web", "web-1"), "unhealthy", "GET /: status 503");
     let said = ("HTTP/1.1 503 Service Unavailable".to_owned(), "web-1".to_owned());
     assert_eq!(open.ask(), said, "the flow stays");
     let tally = scene.request(VIP, 60);

@@ -13,7 +13,7 @@ use sluice_tests::lab::{
 
 use crate::{
     death::{ECHO, web_and_echo},
-    health::{assert_ill, backend, check, until_backend, until_event, until_health, until_well},
+    health::{backend, check, until_backend, until_event, until_health, until_ill, until_well},
     scene::{Scene, VIP4, address},
 };
 
@@ -32,7 +32,7 @@ fn what_was_seen_holds_as_stale_until_the_first_probe() {
     for name in ["web-1", "web-2"] {
         until_health(&sluice, ("web", name), "healthy");
     }
-    assert_ill(&sluice, ("web", "web-3"), "unhealthy", "connection refused");
+    until_ill(&sluice, ("web", "web-3"), "unhealthy", "connection refused");
     let kept = sluice.state().join("health.json");
     until("that to be kept", DEADLINE, || {
         let text = fs::read_to_string(&kept).unwrap_or_default();

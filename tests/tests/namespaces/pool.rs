@@ -10,7 +10,7 @@ use sluice_tests::lab::{
 use crate::{
     death::{ECHO, web_and_echo},
     health::{
-        assert_ill, backend, check, service, until_backend, until_event, until_health, until_well,
+        backend, check, service, until_backend, until_event, until_health, until_ill, until_well,
     },
     scene::{Scene, VIP4, address},
 };
@@ -109,7 +109,7 @@ fn health_endpoints_that_all_fail_at_once_take_no_service_down() {
 
     // All but one are well: now that one is ill.
     endpoints[1..].iter().for_each(|endpoint| endpoint.set_well(true));
-    assert_ill(&sluice, ("web", "web-1"), "unhealthy", "status 503");
+    until_ill(&sluice, ("web", "web-1"), "unhealthy", "status 503");
     until_served_by(&scene, &sluice, &["web-2", "web-3"]);
     endpoints[0].set_well(true);
     until_well(&sluice, "web");
@@ -210,8 +210,9 @@ fn nobody_well_means_everybody_or_nobody_as_the_service_has_it() {
     let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
     for of in ["open", "closed"] {
         for name in scene.backends() {
-            let seen = until_health(&sluice, (of, name), "unhealthy");
-            assert_eq!(seen["takes_new_flows"], of == "open", "{seen}");
+            until_backend(&sluice, (of, name), "ill, and asked or not", |it| {
+                it["health"] == "unhealthy" && it["takes_new_flows"] == (of == "open")
+            });
         }
     }
     until_served_by(&scene, &sluice, &["web-1", "web-2", "web-3"]);
