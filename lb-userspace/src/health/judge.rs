@@ -11,7 +11,7 @@ use std::{
 
 use super::{
     Failure, Seen, State,
-    pool::{Change, OwnSide, Pool, Sight},
+    pool::{Change, OwnSide, Pool, Sight, are_several_hosts},
     slow_start,
     standing::{Grounds, Standing, Standings},
 };
@@ -123,12 +123,12 @@ impl Judge {
         for (service, backends) in &mut seen {
             backends.iter_mut().for_each(|seen| self.date(service, seen, now));
         }
-        let everything_fails = everything_fails(seen.iter().flat_map(|(_, backends)| backends));
+        let everything_falls = everything_falls(seen.iter().flat_map(|(_, backends)| backends));
         let vips: HashSet<SocketAddr> = seen.iter().map(|(service, _)| service.vip).collect();
         self.pools.retain(|vip, _| vips.contains(vip));
         let mut standings = HashMap::new();
         for (service, backends) in &seen {
-            self.hold_or_not(service, backends, everything_fails, now, &mut notes);
+            self.hold_or_not(service, backends, everything_falls, now, &mut notes);
             for (backend, seen) in service.backends.iter().zip(backends) {
                 let standing = self.stand(service, backend, seen, evidence, now);
                 if self.has_looked {
@@ -145,13 +145,16 @@ impl Judge {
         notes
     }
 
-    /// Tells whether a backend has only just fallen ill.
+    /// Tells whether a backend that fails was not taken out long ago.
     fn date(&mut self, service: &Service, seen: &mut View, now: Instant) {
+        let identity = seen.identity;
         if matches!(seen.sight.health, State::Unhealthy | State::Unreachable) {
-            let since = *self.fallen.entry(seen.identity).or_insert(now);
-            seen.sight.fell_now = now.duration_since(since) <= round(service);
+            let since = *self.fallen.entry(identity).or_insert(now);
+            let is_held = self.pools.get(&service.vip).is_some_and(|(p, _)| p.is_held(&identity));
+            seen.sight.falling = is_held || now.duration_since(since) <= round(service);
         } else {
-            self.fallen.remove(&seen.identity);
+            self.fallen.remove(&identity);
+            seen.sight.falling = seen.sight.failing;
         }
     }
 
@@ -159,7 +162,7 @@ impl Judge {
         &mut self,
         service: &Service,
         backends: &[View],
-        everything_fails: bool,
+        everything_falls: bool,
         now: Instant,
         notes: &mut Vec<Note>,
     ) {
@@ -173,7 +176,7 @@ impl Judge {
             let named = backends.iter().zip(&service.backends);
             named.into_iter().find(|(seen, _)| seen.identity == *identity).map(|(_, b)| &*b.name)
         };
-        for change in pool.step(&sights, service.panic_threshold, everything_fails, own_fault) {
+        for change in pool.step(&sights, service.panic_threshold, everything_falls, own_fault) {
             let (backend, text) = match change {
                 Change::Began(why) => {
                     (None, format!("{why}: backends that were well are kept as they are"))
@@ -309,7 +312,7 @@ fn see_one(service: &Service, backend: &Backend, evidence: Evidence<'_>) -> View
     let counts = backend.admin == Admin::Enabled && !backend.leaving && backend.weight > 0;
     View {
         identity,
-        sight: Sight { health, failing, fell_now: false, unanswered, counts },
+        sight: Sight { health, failing, falling: false, unanswered, counts },
         has_next_hop,
         is_stale: has_next_hop && probed.is_some_and(|probed| probed.stale),
         fault,
@@ -330,16 +333,11 @@ fn grace(service: &Service) -> Duration {
     service.health.as_ref().map_or(Duration::ZERO, probes)
 }
 
-/// Whether every backend of the instance fails: two at least, or it would say nothing.
-fn everything_fails<'s>(seen: impl Iterator<Item = &'s View>) -> bool {
-    let mut count = 0;
-    for seen in seen.filter(|seen| seen.sight.counts) {
-        if !seen.sight.failing {
-            return false;
-        }
-        count += 1;
-    }
-    count >= 2
+/// Whether every backend of the instance fails, and two hosts at least have only just begun to.
+fn everything_falls<'s>(seen: impl Iterator<Item = &'s View> + Clone) -> bool {
+    let counts = seen.filter(|seen| seen.sight.counts);
+    counts.clone().all(|seen| seen.sight.failing)
+        && are_several_hosts(counts.map(|seen| (&seen.identity, &seen.sight)))
 }
 
 #[cfg(test)]

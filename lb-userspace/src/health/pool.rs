@@ -2,8 +2,9 @@
 //! good set is held.
 //!
 //! A backend that falls alone is taken out. But when more than `panic_threshold` of a service's
-//! backends fail together, or our own side is at fault, then what fails is rather the checker than
-//! the checked: those that were good stay in, until
+//! backends fall within one round of probes, or all that this instance has do, or our own side is
+//! at fault, then what fails is rather the checker than the checked: those that were good stay in,
+//! until
 //!
 //! - enough of them are seen well again: then the others go, or
 //! - clients' own packets say otherwise: a held backend that is seen ill, and completes no
@@ -13,7 +14,8 @@
 //! With the first that falls, those are counted whose last probe failed: they would fall a moment
 //! later, and by then the first one's flows would have been reset. It may fall before the others
 //! are asked at all, for who has failed once is asked again sooner: who was taken out within one
-//! round of probes before so many fail is held with them.
+//! round of probes before so many fall is held with them. Who has been out for longer says nothing
+//! about us, and one host that dies says nothing either, however many services it has.
 
 use std::{
     collections::BTreeMap,
@@ -29,10 +31,10 @@ use crate::model::Identity;
 pub struct Sight {
     /// By its probes and its next hop.
     pub health: State,
-    /// Its last probe failed, though perhaps not often enough yet.
+    /// Its last probe failed, though perhaps not often enough yet, or there is no way to it.
     pub failing: bool,
-    /// It is ill, and was not yet one round of probes ago.
-    pub fell_now: bool,
+    /// It is failing, and was not taken out longer than one round of probes ago.
+    pub falling: bool,
     /// Clients' SYNs go to it, and none is answered.
     pub unanswered: bool,
     /// The operator lets it take new flows: only such are counted as the pool.
@@ -40,10 +42,6 @@ pub struct Sight {
 }
 
 impl Sight {
-    fn fails(&self) -> bool {
-        self.failing || self.is_ill()
-    }
-
     const fn is_ill(&self) -> bool {
         match self.health {
             State::Unhealthy | State::Unreachable => true,
@@ -131,23 +129,24 @@ impl Pool {
 
     /// Takes in what is seen of all the service's backends; tells what changed about the hold.
     ///
-    /// `threshold` is the share of the pool, 0 to 1, above which failing together is our own
-    /// fault; one backend is no pool. `everything_fails` says that all backends of all services
-    /// do, `own_fault` what is wrong with our own side.
+    /// `threshold` is the share of the pool, 0 to 1, above which falling together is our own
+    /// fault: 1 means never. `everything_falls` says that all backends of all services do,
+    /// `own_fault` what is wrong with our own side.
     pub fn step(
         &mut self,
         seen: &BTreeMap<Identity, Sight>,
         threshold: f64,
-        everything_fails: bool,
+        everything_falls: bool,
         own_fault: Option<&str>,
     ) -> Vec<Change> {
-        let failing = seen.values().filter(|sight| sight.counts && sight.fails()).count();
+        let falling = seen.values().filter(|sight| sight.counts && sight.falling).count();
         let all = seen.values().filter(|sight| sight.counts).count();
-        let together = failing >= 2 && failing as f64 > threshold * all as f64;
+        let together = falling as f64 > threshold * all as f64 && are_several_hosts(seen);
         let why = match own_fault {
             Some(fault) => Some(Why::OwnSide(fault.to_owned())),
-            None if everything_fails => Some(Why::Everything),
-            None => together.then_some(Why::Together(failing, all)),
+            None if together => Some(Why::Together(falling, all)),
+            // Who would see all of a pool fall and take it so means it.
+            None => (everything_falls && threshold < 1.0).then_some(Why::Everything),
         };
         let mut changes = Vec::new();
         self.members = seen
@@ -167,7 +166,7 @@ impl Pool {
                         if why.is_some() { Member::Held } else { Member::Out }
                     }
                     (State::Unhealthy | State::Unreachable, Member::Out) => {
-                        let is_late = why.is_some() && sight.fell_now && !sight.is_useless();
+                        let is_late = why.is_some() && sight.falling && !sight.is_useless();
                         if is_late { Member::Held } else { Member::Out }
                     }
                 };
@@ -187,6 +186,13 @@ impl Pool {
         self.hold = hold;
         changes
     }
+}
+
+/// Whether those that fall are on two hosts at least.
+pub fn are_several_hosts<'s>(seen: impl IntoIterator<Item = (&'s Identity, &'s Sight)>) -> bool {
+    let falling = seen.into_iter().filter(|(_, sight)| sight.counts && sight.falling);
+    let mut hosts = falling.map(|((_, backend), _)| backend.ip());
+    hosts.next().is_some_and(|first| hosts.any(|host| host != first))
 }
 
 /// Our own side: at fault, and for a while after it, until the probes have had the time to see
@@ -213,6 +219,8 @@ impl OwnSide {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use proptest::prelude::*;
 
     use super::*;
@@ -220,13 +228,18 @@ mod tests {
     const HALF: f64 = 0.5;
 
     fn identity(number: u16) -> Identity {
-        let backend = ([10, 0, 0, 1], number).into();
-        ("203.0.113.10:80".parse().expect("a VIP"), backend)
+        let [_, last] = number.to_be_bytes();
+        ("203.0.113.10:80".parse().expect("a VIP"), ([10, 0, 0, last], 80).into())
     }
 
     fn sight(health: State) -> Sight {
         let failing = matches!(health, State::Unhealthy | State::Unreachable);
-        Sight { health, failing, fell_now: false, unanswered: false, counts: true }
+        Sight { health, failing, falling: failing, unanswered: false, counts: true }
+    }
+
+    /// Taken out longer than a round of probes ago.
+    fn out(health: State) -> Sight {
+        Sight { falling: false, ..sight(health) }
     }
 
     fn seen(sights: &[Sight]) -> BTreeMap<Identity, Sight> {
@@ -251,17 +264,48 @@ mod tests {
         assert_eq!(pool.step(&seen(&[down, up, up, up]), HALF, false, None), []);
         assert_eq!(pool.step(&seen(&[down, down, up, up]), HALF, false, None), []);
         assert_eq!(held(&pool, 4), [0; 0]);
-        // The third is one too many; the first two were out before.
+        // The third is one too many.
         let began = pool.step(&seen(&[down, down, down, up]), HALF, false, None);
         assert_eq!(began, [Change::Began(Why::Together(3, 4))]);
-        assert_eq!(held(&pool, 4), [3]);
+        assert_eq!(held(&pool, 4), [1, 2, 3]);
         let ended = pool.step(&seen(&[down, up, down, up]), HALF, false, None);
         assert_eq!((ended, held(&pool, 4)), (vec![Change::Ended], vec![]));
     }
 
     #[test]
+    fn who_has_been_out_for_long_does_not_hold_the_next_that_falls() {
+        let (up, down) = (sight(State::Healthy), sight(State::Unreachable));
+        let out = out(State::Unreachable);
+        let mut pool = good(3);
+        assert_eq!(pool.step(&seen(&[down, up, up]), HALF, false, None), []);
+        assert_eq!(pool.step(&seen(&[out, down, up]), HALF, false, None), []);
+        assert_eq!(pool.step(&seen(&[out, out, down]), HALF, false, None), []);
+        assert_eq!(held(&pool, 3), [0; 0]);
+    }
+
+    #[test]
+    fn one_host_that_dies_with_all_its_ports_is_no_fault_of_ours() {
+        let [vip, backend] = ["203.0.113.10:80", "10.0.0.1:80"].map(|it| it.parse().expect("one"));
+        let on = |port| (vip, SocketAddr::new(SocketAddr::ip(&backend), port));
+        let both = |sight| BTreeMap::from([8081, 8082].map(|port| (on(port), sight)));
+        let mut pool = Pool::default();
+        pool.step(&both(sight(State::Healthy)), HALF, false, None);
+        assert_eq!(pool.step(&both(sight(State::Unreachable)), HALF, false, None), []);
+    }
+
+    #[test]
+    fn a_threshold_of_one_holds_nobody_but_for_a_fault_that_is_known_to_be_ours() {
+        let down = seen(&[sight(State::Unreachable); 3]);
+        let mut pool = good(3);
+        assert_eq!(pool.step(&down, 1.0, true, None), []);
+        let mut pool = good(3);
+        pool.step(&down, 1.0, true, Some("eth0 has no carrier"));
+        assert_eq!(held(&pool, 3), [1, 2, 3]);
+    }
+
+    #[test]
     fn who_falls_first_is_held_because_the_others_are_failing_too() {
-        let failing = Sight { failing: true, ..sight(State::Healthy) };
+        let failing = Sight { failing: true, falling: true, ..sight(State::Healthy) };
         let mut pool = good(3);
         let first = seen(&[sight(State::Unhealthy), failing, sight(State::Healthy)]);
         assert_eq!(pool.step(&first, HALF, false, None), [Change::Began(Why::Together(2, 3))]);
@@ -271,17 +315,11 @@ mod tests {
     #[test]
     fn who_fell_before_the_others_were_asked_is_held_with_them() {
         let (up, down) = (sight(State::Healthy), sight(State::Unhealthy));
-        let now = Sight { fell_now: true, ..down };
-        for (first, expected) in [(now, vec![1, 2]), (down, vec![2])] {
-            let mut pool = good(3);
-            assert_eq!(pool.step(&seen(&[now, up, up]), HALF, false, None), []);
-            assert_eq!(held(&pool, 3), [0; 0]);
-            pool.step(&seen(&[first, now, up]), HALF, false, None);
-            assert_eq!(held(&pool, 3), expected);
-            // And stays so.
-            pool.step(&seen(&[down, down, up]), HALF, false, None);
-            assert_eq!(held(&pool, 3), expected);
-        }
+        let mut pool = good(3);
+        assert_eq!(pool.step(&seen(&[down, up, up]), HALF, false, None), []);
+        assert_eq!(held(&pool, 3), [0; 0]);
+        pool.step(&seen(&[down, down, up]), HALF, false, None);
+        assert_eq!(held(&pool, 3), [1, 2]);
     }
 
     #[test]
@@ -352,10 +390,10 @@ mod tests {
             Just(State::Unreachable)
         ];
         let bools = (any::<bool>(), any::<bool>(), any::<bool>(), any::<bool>());
-        (health, bools).prop_map(|(health, (failing, fell_now, unanswered, counts))| Sight {
+        (health, bools).prop_map(|(health, (failing, falling, unanswered, counts))| Sight {
             health,
             failing,
-            fell_now,
+            falling,
             unanswered,
             counts,
         })

@@ -225,6 +225,7 @@ fn weights_grow_after_a_return_but_not_after_our_own_start() {
 fn everything_failing_at_once_is_our_fault_even_for_a_pool_of_one() {
     let mut scene = Scene::well();
     let mut other = sample::service("api", 1);
+    other.backends[0].address = scene.service().backends[1].address;
     other.vip.set_port(443);
     other.health = Some(HealthCheck::default());
     scene.desired.services[0].backends.truncate(1);
@@ -252,6 +253,21 @@ fn everything_failing_at_once_is_our_fault_even_for_a_pool_of_one() {
     scene.look();
     assert_eq!(scene.standing(0).because, Because::Held);
     assert_eq!(standing(&scene), Because::Held);
+}
+
+#[test]
+fn who_fell_longer_ago_than_a_round_of_probes_is_out_of_the_count() {
+    let check = HealthCheck::default();
+    let round = check.interval.mul_f64(1.1) + check.timeout;
+    for (pause, expected) in [(round, Because::Held), (round + SECOND, Because::Ill)] {
+        let mut scene = Scene::well();
+        for number in 0..3 {
+            scene.see(number, State::Unhealthy);
+            scene.look();
+            scene.now += pause / 2;
+        }
+        assert_eq!(scene.standing(2).because, expected);
+    }
 }
 
 fn told(health: State, because: Because, fault: &str, cause: Option<&str>) -> Standing {
