@@ -77,7 +77,7 @@ mod tests {
         assert!(checked.valid && checked.error.is_none());
         assert_eq!(
             text(&checked).replace(EXAMPLE, "FILE"),
-            "FILE is valid: 2 services, 4 backends\n"
+            "FILE is valid: 3 services, 6 backends\n"
         );
     }
 

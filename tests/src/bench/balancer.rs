@@ -21,7 +21,7 @@ use lb_common::{
 use lb_userspace::{
     datapath::{Datapath, Pins, Sweep},
     instance::Instance,
-    model::{Dataplane, IdleTimeouts, XdpMode},
+    model::{Dataplane, IdleTimeouts, PortRange, XdpMode},
     reconcile::{self, Image, Resolved, WantedBackend, WantedService},
     seed::Seed,
 };
@@ -147,6 +147,7 @@ impl Balancer {
             hash_seed: None,
             own_vips: false,
             tunnel_sources: Vec::new(),
+            nat_ports: PortRange::NAT,
             longest_idle: IdleTimeouts::default(),
         };
         let seed = Seed::from_text("bench");
