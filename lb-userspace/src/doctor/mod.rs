@@ -131,11 +131,13 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
         ));
         front.extend(found);
     }
-    for vip in vips(desired) {
+    let vips: BTreeSet<IpAddr> = desired.services.iter().map(|service| service.vip.ip()).collect();
+    for address in desired.own_addresses() {
         // Only an address that this host has can be bound, whoever put it there.
-        if UdpSocket::bind((vip, 0)).await.is_err() {
+        if UdpSocket::bind((address, 0)).await.is_err() {
+            let what = if vips.contains(&address) { "VIP" } else { "NAT address" };
             findings.push(Finding::wrong(
-                format!("VIP {vip}"),
+                format!("{what} {address}"),
                 "this host does not own it: nobody answers ARP, neighbour discovery and ping for it",
                 "the daemon puts it back within a second; see `sluice status` if it does not"
                     .to_owned(),
@@ -203,12 +205,6 @@ fn illness(
         return Some(Finding::doubt(about, says, mend));
     }
     Some(Finding::wrong(about, says, mend))
-}
-
-/// The VIPs that this host shall own.
-fn vips(desired: &Desired) -> BTreeSet<IpAddr> {
-    let services = desired.services.iter().filter(|_| desired.dataplane.own_vips);
-    services.map(|service| service.vip.ip()).collect()
 }
 
 /// Where the backends are, asked of the kernel anew.
