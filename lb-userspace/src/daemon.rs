@@ -149,7 +149,13 @@ async fn start(
             (datapath, Some(image))
         }
         None => {
-            let dataplane = restored.intent.desired().dataplane;
+            let desired = restored.intent.desired();
+            if desired.replaces_clients()
+                && let Ok(Some(clash)) = network::port_clash(desired.dataplane.nat_ports)
+            {
+                return Err(clash.into());
+            }
+            let dataplane = desired.dataplane;
             let seed = match &dataplane.hash_seed {
                 Some(text) => Seed::from_text(text),
                 None => Seed::kept(&instance.state())?,
@@ -162,6 +168,7 @@ async fn start(
         State::new(instance.clone(), restored, datapath, image.unwrap_or_else(Image::default));
     state.next_hops = snapshots.borrow().clone();
     state.notes.extend(ignored_settings(&state));
+    state.notes.extend(doubtful_ports(&state));
     for note in &state.notes {
         tracing::warn!("{note}");
     }
@@ -245,6 +252,12 @@ fn ignored_settings(state: &State) -> Vec<String> {
             state.datapath.flow_capacity()
         ));
     }
+    if dataplane.nat_ports != state.nat_ports() {
+        notes.push(format!(
+            "nat_ports stays {} until `sluice detach`: the running flows have their ports from there",
+            state.nat_ports()
+        ));
+    }
     if dataplane
         .hash_seed
         .as_ref()
@@ -256,6 +269,18 @@ fn ignored_settings(state: &State) -> Vec<String> {
         );
     }
     notes
+}
+
+/// Why NAT may not have its ports alone. An instance that runs goes on all the same: to refuse the
+/// daemon would mend nothing.
+fn doubtful_ports(state: &State) -> Option<String> {
+    if !state.desired.replaces_clients() {
+        return None;
+    }
+    match network::port_clash(state.nat_ports()) {
+        Ok(clash) => clash.map(|clash| clash.to_string()),
+        Err(error) => Some(format!("{error}; so nat_ports may not be NAT's alone")),
+    }
 }
 
 fn addresses(desired: &Desired) -> BTreeSet<IpAddr> {

@@ -22,7 +22,7 @@ use crate::{
         kept::{Restored, Store},
     },
     journal::{Entry, Journal},
-    model::{Backend, Desired, Identity, IdleTimeouts, Service},
+    model::{Backend, Desired, Identity, IdleTimeouts, PortRange, Service},
     network::{Interface, Snapshot, XdpProgram},
     reconcile::{self, Image, ServiceImage},
 };
@@ -78,6 +78,8 @@ pub struct State {
     pub drift_repairs: u64,
     /// What happened.
     pub journal: Journal,
+    /// What NAT took its ports from when this daemon started.
+    nat_ports: PortRange,
     /// Where the intent is kept.
     store: Store,
     /// When the maps were last changed: what a sweep begun before says of idle backends is old.
@@ -111,11 +113,13 @@ impl State {
     pub fn new(instance: Instance, restored: Restored, datapath: Datapath, image: Image) -> Self {
         let Restored { intent, store, notes } = restored;
         let kept_health = health::kept::read(&instance.state());
+        let desired = intent.desired();
         Self {
             journal: Journal::of(&instance.state()),
             instance,
             since: SystemTime::now(),
-            desired: intent.desired(),
+            nat_ports: desired.dataplane.nat_ports,
+            desired,
             intent,
             limits: datapath.idle_limits(std::iter::empty()),
             datapath,
@@ -141,6 +145,11 @@ impl State {
             swept: None,
             close_look: 0,
         }
+    }
+
+    /// What NAT takes its ports from, whatever has been asked for since.
+    pub const fn nat_ports(&self) -> PortRange {
+        self.nat_ports
     }
 
     /// Makes the maps hold what is wanted.
