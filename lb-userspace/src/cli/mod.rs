@@ -45,7 +45,7 @@ use crate::{
     after_help = "Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 done but \
                   connections were cut.\n\
                   Forwarding needs no daemon: only `sluice detach` ends it.\n\
-                  Limits of this version: TCP only; l2 and ipip, no nat."
+                  Limits of this version: TCP only."
 )]
 struct Cli {
     /// Which instance: chooses /run/sluice/NAME, /sys/fs/bpf/sluice/NAME and /var/lib/sluice/NAME

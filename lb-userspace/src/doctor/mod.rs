@@ -1,11 +1,13 @@
 //! `sluice doctor`: looks at this host and at the way to each backend, and says what is wrong and
 //! what to do about it.
 //!
-//! `host` and `cause` decide from what was seen, purely; here it is looked at. What goes by the
-//! VIP is the daemon's last probe (nobody else can send one); what goes directly is tried at once.
+//! `host`, `nat` and `cause` decide from what was seen, purely; here it is looked at. What goes by
+//! the VIP is the daemon's last probe (nobody else can send one); what goes directly is tried at
+//! once.
 
 mod cause;
 mod host;
+mod nat;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -145,6 +147,11 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
         }
     }
 
+    if desired.replaces_clients() {
+        findings.push(nat::ports(network::port_clash(desired.dataplane.nat_ports)));
+    }
+    findings.extend(desired.services.iter().filter_map(nat::backends_route));
+
     let next_hops = resolve(desired).await?;
     let own = network::own_addresses().await?;
     let unasked = unasked(desired, &next_hops, &own, &front);
@@ -161,6 +168,9 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
         let before = findings.len();
         let hop = next_hops.get(&backend.address);
         findings.extend(host::way(about.clone(), service, backend, hop, client_mtu));
+        if let Some(Ok(hop)) = hop {
+            findings.extend(nat::answers(about.clone(), service, hop, &front));
+        }
         let no_way = unasked.get(&service.identity(backend));
         if hop.is_some_and(Result::is_ok) {
             findings.extend(
