@@ -228,5 +228,12 @@ mod tests {
             let mend = mend(cause, forwarding).expect("something can be done");
             assert!(mend.contains(expected), "{cause:?}: {mend}");
         }
+
+        // With nat it may listen on another port than the VIP's.
+        let other = "10.0.0.11:8080".parse().expect("a literal");
+        let says = Cause::ServiceDown.explained(Forwarding::Nat, vip, other);
+        assert!(says.contains("nobody listens on port 8080"), "{says}");
+        let says = Cause::HostDown.explained(Forwarding::Nat, vip, other);
+        assert!(says.contains("drops port 8080"), "{says}");
     }
 }
