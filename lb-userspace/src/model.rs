@@ -154,6 +154,16 @@ impl Default for IdleTimeouts {
 }
 
 impl IdleTimeouts {
+    /// Those of a service that names none. Where frames are translated, a flow that is forgotten is
+    /// a connection that breaks: a half-closed one may then be silent for longer.
+    pub fn of(forwarding: Forwarding) -> Self {
+        let default = Self::default();
+        match forwarding {
+            Forwarding::Nat => Self { closing: Duration::from_secs(60), ..default },
+            Forwarding::L2 | Forwarding::Ipip => default,
+        }
+    }
+
     /// The longer of both, state by state.
     pub fn max(self, other: Self) -> Self {
         Self {

@@ -523,7 +523,7 @@ mod tests {
         answer   no_backend         56  Help for no_backend.
 
         1,334,947 frames received = 99,999 forwarded + 1,234,888 passed to the kernel + 4 dropped + 56 answered
-        1 reason never happened: `--all` shows them too
+        4 reasons never happened: `--all` shows them too
         ");
         let all = reasons(&sample::reasons(), true, PLAIN);
         assert!(lb_common::reason::Reason::ALL.iter().all(|reason| all.contains(reason.name())));

@@ -209,7 +209,7 @@ pub(super) fn service(
         Some(number) => ranged(source, "min_available", &number, MIN_AVAILABLE)? as u16,
         None => 1,
     };
-    let idle = idle(source, raw.idle_timeout)?;
+    let idle = idle(source, raw.idle_timeout, forwarding)?;
     let count = raw.backend.len();
     if let Some(problem) = few_slots(&name, slots, count) {
         return Err(source.refuse(slots_at, problem));
@@ -295,8 +295,12 @@ fn slots(source: &Source<'_>, raw: Option<raw::Number>) -> Result<u32, Error> {
     Ok(slots)
 }
 
-fn idle(source: &Source<'_>, raw: raw::IdleTimeout) -> Result<IdleTimeouts, Error> {
-    let default = IdleTimeouts::default();
+fn idle(
+    source: &Source<'_>,
+    raw: raw::IdleTimeout,
+    forwarding: Forwarding,
+) -> Result<IdleTimeouts, Error> {
+    let default = IdleTimeouts::of(forwarding);
     let time = |field, text: Option<raw::Text>, default| match text {
         Some(text) => duration(source, field, &text, "15m", IDLE_TIMES),
         None => Ok(default),

@@ -160,8 +160,8 @@ impl ServiceSpec {
             drain_deadline: unless(service.drain_deadline, &super::desired::DRAIN_DEADLINE, time),
             min_available: unless(service.min_available, &1, i64::from),
             fail_open: unless(service.fail_open, &true, |open| open),
-            idle_timeout: unless(service.idle, &IdleTimeouts::default(), |idle| {
-                let default = IdleTimeouts::default();
+            idle_timeout: unless(service.idle, &IdleTimeouts::of(service.forwarding), |idle| {
+                let default = IdleTimeouts::of(service.forwarding);
                 IdleTimeoutSpec {
                     embryonic: unless(idle.embryonic, &default.embryonic, time),
                     established: unless(idle.established, &default.established, time),

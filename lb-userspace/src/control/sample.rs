@@ -189,6 +189,7 @@ pub fn status() -> api::Status {
 
 pub fn flows() -> api::Flows {
     let flow = |client: &str, backend: &str, state: State, age_seconds, idle_seconds| api::Flow {
+        nat: None,
         client: client.to_owned(),
         vip: "203.0.113.10:80".to_owned(),
         service: "web".to_owned(),
@@ -259,6 +260,9 @@ fn backend(name: &str, address: &str) -> api::Backend {
         new_flows_total: 0,
         packets_total: 0,
         bytes_total: 0,
+        return_packets_total: 0,
+        return_bytes_total: 0,
+        nat_ports: None,
         adopted_flows_total: 0,
         untracked_flows_total: 0,
         syn_retransmissions_total: 0,
@@ -266,6 +270,8 @@ fn backend(name: &str, address: &str) -> api::Backend {
         handshakes_total: 0,
         client_resets_total: 0,
         second_tries_total: 0,
+        refusals_total: 0,
+        backend_resets_total: 0,
         handshake_times: api::HandshakeTimes::new(&HandshakeTimes::default(), 250),
     }
 }
@@ -291,7 +297,7 @@ fn share(backend: &str, flows: u64) -> api::BackendFlows {
 
 fn count(state: State) -> u64 {
     match state {
-        State::Free | State::Reset => 0,
+        State::Free | State::Reset | State::Answered | State::TimeWait => 0,
         State::Embryonic => 3,
         State::Young => 100,
         State::Old => 1131,

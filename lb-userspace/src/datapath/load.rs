@@ -36,7 +36,8 @@ pub(super) fn load(pins: &Pins, object: &[u8], flow_capacity: u32) -> Result<()>
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(map::FLOWS, flow_capacity / GROUP as u32)
-        .map_max_entries(map::FLOW_RECORDS, flow_capacity);
+        .map_max_entries(map::FLOW_RECORDS, flow_capacity)
+        .map_max_entries(map::NAT_HOPS, flow_capacity);
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }

@@ -1,11 +1,20 @@
 //! Flows: listed with their names, and counted.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, net::SocketAddr};
 
 use lb_common::flow;
 
 use super::{State, status::names};
 use crate::{control::api, datapath::FlowView};
+
+/// What a backend sees for a client.
+fn seen(state: &State, client: SocketAddr, (address, port): (u16, u16)) -> Option<String> {
+    let address = match address {
+        0 => client.ip(),
+        index => *state.image.nat_addresses.get(&index)?,
+    };
+    Some(SocketAddr::new(address, port).to_string())
+}
 
 pub(super) fn flows(state: &State, filter: &api::FlowFilter) -> api::Flows {
     let mut names = names(state);
@@ -35,6 +44,7 @@ pub(super) fn flows(state: &State, filter: &api::FlowFilter) -> api::Flows {
                 vip: vip.to_string(),
                 service: service.clone(),
                 backend: backend.clone(),
+                nat: flow.nat.and_then(|nat| seen(state, flow.client, nat)),
                 state: flow.state.name().to_owned(),
                 age_seconds: flow.age_seconds as u64,
                 idle_seconds: flow.idle_seconds as u64,

@@ -206,6 +206,9 @@ fn backend(
         new_flows_total: counters.event(Event::NewFlow),
         packets_total: counters.traffic.packets,
         bytes_total: counters.traffic.bytes,
+        return_packets_total: counters.traffic.return_packets,
+        return_bytes_total: counters.traffic.return_bytes,
+        nat_ports: nat_ports(state, service, index),
         adopted_flows_total: counters.event(Event::Adopted),
         untracked_flows_total: counters.event(Event::Untracked),
         syn_retransmissions_total: counters.event(Event::SynRetransmission),
@@ -213,11 +216,25 @@ fn backend(
         handshakes_total: counters.event(Event::Handshake),
         client_resets_total: counters.event(Event::ClientReset),
         second_tries_total: counters.event(Event::SecondTry),
+        refusals_total: counters.event(Event::Refusal),
+        backend_resets_total: counters.event(Event::BackendReset),
         handshake_times: api::HandshakeTimes::new(
             &counters.handshakes,
             state.datapath.settings().hz,
         ),
     }
+}
+
+/// Ports taken and to be had towards a backend, from the addresses that its service has now.
+fn nat_ports(state: &State, service: &Service, index: Option<u16>) -> Option<api::NatPorts> {
+    if !service.replaces_clients() {
+        return None;
+    }
+    let addresses = service.client_address.named().len().max(1) as u64;
+    Some(api::NatPorts {
+        used: index.map_or(0, |index| u64::from(state.sweep.nat_ports_of(index))),
+        capacity: addresses * u64::from(state.nat_ports().count()),
+    })
 }
 
 fn last_probe(service: &Service, seen: Option<&Seen>) -> Option<api::LastProbe> {

@@ -21,7 +21,7 @@ use lb_common::{
 use lb_userspace::{
     datapath::{Datapath, Pins, Sweep},
     instance::Instance,
-    model::{Dataplane, IdleTimeouts, PortRange, XdpMode},
+    model::{ClientAddress, Dataplane, IdleTimeouts, PortRange, XdpMode},
     reconcile::{self, Image, Resolved, WantedBackend, WantedService},
     seed::Seed,
 };
@@ -180,7 +180,7 @@ impl Balancer {
     }
 
     fn write(&mut self) -> Result<()> {
-        let writes = reconcile::plan(&self.image, &self.services, &BTreeSet::new(), |_| false)?;
+        let writes = reconcile::plan(&self.image, &self.services, &BTreeSet::new(), &AllInUse)?;
         reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image)
     }
 
@@ -259,6 +259,19 @@ impl Tally {
     }
 }
 
+/// Nothing is taken away.
+struct AllInUse;
+
+impl reconcile::InUse for AllInUse {
+    fn is_idle(&self, _backend: u16) -> bool {
+        false
+    }
+
+    fn uses_nat_address(&self, _index: u16) -> bool {
+        true
+    }
+}
+
 fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
     let of_family = |&family: &Family| {
         (0..scene.services()).map(move |service| {
@@ -280,6 +293,7 @@ fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
                 slots: DEFAULT_SLOTS,
                 affinity: Affinity::None,
                 forwarding: Forwarding::L2,
+                client_address: ClientAddress::default(),
                 listed: true,
                 backends: (0..scene.backends()).map(backend).collect(),
             }
@@ -311,5 +325,6 @@ fn next_hop(link: Link, number: u32) -> Resolved {
             source_v6: Address::v6([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
             ..Egress::default()
         },
+        source: [198, 18, 0, 1].into(),
     }
 }
