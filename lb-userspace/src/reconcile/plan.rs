@@ -78,6 +78,17 @@ pub trait InUse {
     fn uses_nat_address(&self, index: u16) -> bool;
 }
 
+/// Nothing is known: whatever there is may be in use.
+impl InUse for () {
+    fn is_idle(&self, _backend: u16) -> bool {
+        false
+    }
+
+    fn uses_nat_address(&self, _index: u16) -> bool {
+        true
+    }
+}
+
 /// Plans the way from `image` to `wanted`, with probes sent from `probe_sources`.
 ///
 /// # Errors

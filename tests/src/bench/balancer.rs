@@ -180,7 +180,7 @@ impl Balancer {
     }
 
     fn write(&mut self) -> Result<()> {
-        let writes = reconcile::plan(&self.image, &self.services, &BTreeSet::new(), &AllInUse)?;
+        let writes = reconcile::plan(&self.image, &self.services, &BTreeSet::new(), &())?;
         reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image)
     }
 
@@ -256,19 +256,6 @@ impl Tally {
             untracked: self.untracked - before.untracked,
             not_vip: self.not_vip - before.not_vip,
         }
-    }
-}
-
-/// Nothing is taken away.
-struct AllInUse;
-
-impl reconcile::InUse for AllInUse {
-    fn is_idle(&self, _backend: u16) -> bool {
-        false
-    }
-
-    fn uses_nat_address(&self, _index: u16) -> bool {
-        true
     }
 }
 
