@@ -448,6 +448,7 @@ fn beat(observed: &Observed, pulse: u32) {
         if state.reconcile_error.is_some() || state.has_orphans() {
             state.try_reconcile();
         }
+        state.look_for_troubles();
     }
 }
 

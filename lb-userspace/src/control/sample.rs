@@ -184,6 +184,14 @@ pub fn status() -> api::Status {
         generation: 7,
         drift_repairs_total: 0,
         problems: vec!["backend web/web-2: 10.0.0.12 does not answer ARP on eth0".to_owned()],
+        troubles: vec![api::Trouble {
+            severity: api::Severity::Fault,
+            kind: api::TroubleKind::BackendDown,
+            about: "backend web/web-2".to_owned(),
+            says: "is unreachable: 10.0.0.12 does not answer ARP on eth0".to_owned(),
+            mend: Some("`ip route get 10.0.0.12`, `ip neigh show 10.0.0.12`".to_owned()),
+            since: Some("2026-05-01T07:42:11Z".to_owned()),
+        }],
     }
 }
 

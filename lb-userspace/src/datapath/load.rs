@@ -104,7 +104,7 @@ pub(super) fn is_attached(program: &Xdp, pins: &Pins) -> Result<bool> {
 }
 
 /// What an instance's links run: by the program's id, the names of the interfaces.
-fn linked(pins: &Pins) -> Result<BTreeMap<u32, Vec<String>>> {
+pub(super) fn linked(pins: &Pins) -> Result<BTreeMap<u32, Vec<String>>> {
     let mut linked: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for interface in pins.links()? {
         let path = pins.link(&interface);

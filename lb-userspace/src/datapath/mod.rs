@@ -324,6 +324,16 @@ impl Datapath {
     }
 }
 
+/// The interfaces that an instance's links hold, each with the id of the program there: what can be
+/// known without a daemon.
+///
+/// # Errors
+/// If a link can't be looked at.
+pub fn linked(instance: &Instance) -> Result<Vec<(String, u32)>> {
+    let linked = load::linked(&Pins::of(instance))?.into_iter();
+    Ok(linked.flat_map(|(id, names)| names.into_iter().map(move |name| (name, id))).collect())
+}
+
 /// Id of the pinned program.
 fn pinned_id(pins: &Pins) -> Result<u32> {
     let program = load::pinned_program(pins, PROGRAM)?;

@@ -7,6 +7,7 @@ mod health;
 mod state;
 mod status;
 mod traffic;
+mod trouble;
 mod why;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

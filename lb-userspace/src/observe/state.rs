@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use lb_common::{abi::Settings, address::Address, counters::Event};
 
-use super::traffic::Pools;
+use super::{traffic::Pools, trouble::Onsets};
 use crate::{
     control::api::EventKind,
     datapath::{Datapath, IdleLimits, Sweep},
@@ -58,6 +58,8 @@ pub struct State {
     pub traffic: HashMap<Identity, Traffic>,
     /// What they were seen to do.
     pub(super) pools: Pools,
+    /// Since when things are wrong.
+    pub(super) onsets: Onsets,
     /// The last pass over the flow table.
     pub sweep: Sweep,
     /// The interfaces as last seen.
@@ -145,6 +147,7 @@ impl State {
             probes: None,
             traffic: HashMap::new(),
             pools: Pools::new(),
+            onsets: Onsets::default(),
             sweep: Sweep::default(),
             interfaces: Vec::new(),
             reconcile_error: None,

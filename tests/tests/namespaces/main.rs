@@ -24,6 +24,7 @@ mod probe_path;
 mod rolling_deploy;
 mod runtime;
 mod scene;
+mod status;
 mod two_balancers;
 mod upgrade;
 mod watchdog;

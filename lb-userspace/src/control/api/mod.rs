@@ -5,6 +5,7 @@ mod change;
 mod event;
 mod handshakes;
 mod probe;
+mod trouble;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -23,6 +24,7 @@ pub use self::{
     event::{Event, EventFilter, EventKind, Events},
     handshakes::HandshakeTimes,
     probe::{LastProbe, ProbeTotals},
+    trouble::{Severity, Trouble, TroubleKind, Verdict},
 };
 use crate::{choice::Tier, drain, health};
 
@@ -54,8 +56,10 @@ pub struct Status {
     pub generation: u64,
     /// Writes that mended what somebody else had changed in the maps, since this daemon started.
     pub drift_repairs_total: u64,
-    /// What is wrong and what to do about it, one sentence each.
+    /// What is wrong and what to do about it, one sentence each: outages and faults of `troubles`.
     pub problems: Vec<String>,
+    /// What is not as it should be, or was taken out by an operator, the worst first.
+    pub troubles: Vec<Trouble>,
 }
 
 /// An interface of the config.
