@@ -8,7 +8,7 @@ use lb_common::flow::State;
 
 use super::{
     figures::{exact, plural, seconds, short},
-    render::{by_state, services, weight},
+    render::{by_state, weight},
     table::{
         Cell, Palette,
         Side::{Left, Right},
@@ -32,9 +32,9 @@ impl Screen {
     /// For a reader that is no terminal.
     pub const PAPER: Self = Self { width: None, height: 48 };
     /// So many troubles are shown on any screen.
-    const TROUBLES: usize = 3;
+    const TROUBLES: usize = 2;
     /// Lines that the table has on any screen.
-    const TABLE: usize = 12;
+    const TABLE: usize = 5;
 
     /// The terminal on standard output, if it is one.
     pub fn of_stdout(is_terminal: bool) -> Self {
@@ -70,17 +70,17 @@ pub fn status(status: &api::Status, now: SystemTime, screen: Screen, palette: Pa
     if status.services.is_empty() {
         text += "no service: `sluice service add`, or `sluice apply FILE`\n";
     } else if lines <= room {
-        text += &table(status, palette);
+        text += &table(&status.services, true, palette);
     } else {
         let shown = status.services.len().min(room);
-        text += &services(&status.services[..shown], palette);
-        let hidden = status.services.len() - shown;
-        if hidden > 0 {
-            text += &format!(
-                "... and {}: sluice service list\n",
-                plural(hidden as u64, "more service")
-            );
-        }
+        text += &table(&status.services[..shown], false, palette);
+        text += &match status.services.len() - shown {
+            0 => "each backend: sluice backend list\n".to_owned(),
+            hidden => {
+                let hidden = plural(hidden as u64, "more service");
+                format!("... and {hidden}: sluice service list\n")
+            }
+        };
     }
     text
 }
@@ -222,8 +222,8 @@ fn flow_table(flows: &api::FlowTable) -> String {
     }
 }
 
-/// Each service, and below it its backends.
-fn table(status: &api::Status, palette: Palette) -> String {
+/// Each service, and below it, if there is room, its backends.
+fn table(services: &[api::Service], has_backends: bool, palette: Palette) -> String {
     let mut table = Table::new(&[
         ("SERVICE", Left),
         ("ADDRESS", Left),
@@ -232,7 +232,7 @@ fn table(status: &api::Status, palette: Palette) -> String {
         ("FLOWS", Right),
         ("NEW", Right),
     ]);
-    for service in &status.services {
+    for service in services {
         let sum = |count: fn(&api::Backend) -> u64| service.backends.iter().map(count).sum();
         table.row([
             (*service.name).into(),
@@ -242,7 +242,7 @@ fn table(status: &api::Status, palette: Palette) -> String {
             short(sum(|backend| backend.active_flows)).into(),
             short(sum(|backend| backend.new_flows_total)).into(),
         ]);
-        for backend in &service.backends {
+        for backend in service.backends.iter().filter(|_| has_backends) {
             table.row([
                 format!("  {}", backend.name).into(),
                 backend.address.to_string().into(),

@@ -106,7 +106,10 @@ fn status_says_who_is_turned_away_and_that_the_link_is_down() {
     assert!(trouble["since"].is_string(), "it is younger than the daemon: {trouble}");
     let text = sluice.cli_ok(&["status"]).unwrap();
     assert!(text.starts_with("forwarding: NO\n"), "{text}");
-    assert_says(&text, &["OUTAGE  interface eth0 is down", "-> bring it up with `ip link set`"]);
+    assert_says(
+        &text,
+        &["OUTAGE  interface eth0 is down", "-> bring it up with `ip link set eth0 up`"],
+    );
 }
 
 #[test]

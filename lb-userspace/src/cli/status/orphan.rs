@@ -99,8 +99,8 @@ pub fn without_daemon(
     for line in lines {
         text += &format!("\n  {}", wrapped(&line, width).join("\n  "));
     }
-    let mend = "-> start it: `systemctl start sluice`, or `sluice run --config FILE`; it takes up \
-                what runs, without a gap";
+    let mend = "-> start it: `sluice run --config FILE`, or the unit that does; it takes up what runs, \
+                without a gap";
     text += &format!("\n  {}\n", wrapped(mend, width).join("\n  "));
     text
 }

@@ -182,8 +182,8 @@ fn without_a_daemon_the_kernel_is_asked() {
       no daemon answers: nobody looks after the backends, drains them, or takes
       changes
       its last word, 2026-05-01T07:30:00Z, 24m 14s ago: enabled -> draining
-      -> start it: `systemctl start sluice`, or `sluice run --config FILE`; it takes
-      up what runs, without a gap
+      -> start it: `sluice run --config FILE`, or the unit that does; it takes up
+      what runs, without a gap
     ");
     let down = "is down: bring it up with `ip link set`";
     let text = say(&orphan(vec![front(Some(down))]));

@@ -53,6 +53,8 @@ pub enum TroubleKind {
     Stopgap,
     /// A backend is ill.
     BackendDown,
+    /// A backend can't be probed, for a fault of this host.
+    Unprobed,
     /// A backend's clients are served worse than its probes.
     BackendSuspect,
     /// An operator keeps a backend from new connections.
