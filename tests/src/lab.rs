@@ -39,6 +39,7 @@ mod process;
 mod raw;
 mod sluice;
 mod stream;
+mod terminal;
 mod trunk;
 mod wait;
 
@@ -69,6 +70,7 @@ pub use self::{
     raw::{RawSocket, Received},
     sluice::{Sluice, dataplane, service, service_with, sluice_binary},
     stream::{BrokenStream, StreamPlan, StreamServer, Streams},
+    terminal::Terminal,
     wait::{DEADLINE, until},
 };
 use self::{host::Wire, trunk::Trunk};

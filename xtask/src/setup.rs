@@ -21,7 +21,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// What tests, demo and bench start, and the Debian package that it is in.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 8] = [
     ("bpftool", "bpftool"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
@@ -29,6 +29,7 @@ const PROGRAMS: [(&str, &str); 7] = [
     ("nginx", "nginx"),
     ("ping", "iputils-ping"),
     ("tcpdump", "tcpdump"),
+    ("tmux", "tmux"),
 ];
 
 /// What a command needs the set-up for: building should not wait for the tools of `check`.

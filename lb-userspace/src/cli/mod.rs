@@ -16,6 +16,7 @@ mod figures;
 mod render;
 mod status;
 mod table;
+mod top;
 mod upgrade;
 
 use std::{
@@ -123,6 +124,11 @@ enum Command {
                             by its exit code whether it forwards."
     )]
     Status(Output),
+    /// Watch services and backends live, and drain or enable them
+    ///
+    /// Rates, flows, health and drops, read anew each second. Needs a terminal of 80 by 24 or
+    /// more; NO_COLOR is heeded. Press ? there for the keys.
+    Top(top::Arguments),
     /// Exit 0 if the instance is attached and forwards, else 1 with the reason
     ///
     /// For keepalived, a route announcer, or a script: it asks this host alone, nobody remote. If
@@ -319,6 +325,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Check { file, output } => return check::check(&file, &output),
         Command::Status(output) => return show_status(&client, &instance, &output).await,
+        Command::Top(arguments) => top::execute(&client, &arguments).await?,
         Command::Plan { file, output } => return change::plan(&client, &file, &output).await,
         Command::Apply { file, force, output } => {
             return change::apply(&client, &file, &force, &output).await;

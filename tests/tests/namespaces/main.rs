@@ -25,6 +25,7 @@ mod rolling_deploy;
 mod runtime;
 mod scene;
 mod status;
+mod top;
 mod two_balancers;
 mod upgrade;
 mod watchdog;
