@@ -23,6 +23,7 @@
 //! network namespace alone.
 
 mod agent;
+mod browser;
 pub mod builds;
 mod client;
 mod conversation;
@@ -57,6 +58,7 @@ use tempfile::TempDir;
 
 pub use self::{
     agent::Agent,
+    browser::{Seen, View},
     client::{Answer, Failure, fetch},
     conversation::{Conversations, EchoServer, Report},
     health::HealthServer,

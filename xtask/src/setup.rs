@@ -21,8 +21,9 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// What tests, demo and bench start, and the Debian package that it is in.
-const PROGRAMS: [(&str, &str); 8] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("bpftool", "bpftool"),
+    ("chromium-headless-shell", "chromium-headless-shell"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),

@@ -18,6 +18,7 @@ mod nat_setup;
 mod networks;
 mod observe;
 mod own_health;
+mod page;
 mod passive;
 mod pool;
 mod probe_path;
