@@ -65,7 +65,7 @@ pub fn draw(frame: &mut Frame<'_>, top: &Top, theme: &Theme) {
 }
 
 /// Says one thing at each end of a line; what is on the right yields.
-fn two_ends<'l>(left: Vec<Span<'l>>, right: String, width: u16, style: Style) -> Line<'l> {
+fn two_ends<'l>(left: Vec<Span<'l>>, right: &str, width: u16, style: Style) -> Line<'l> {
     let mut line = Line::from(left);
     let room = usize::from(width).saturating_sub(line.width());
     if right.chars().count() < room {
@@ -138,7 +138,7 @@ fn draw_head(frame: &mut Frame<'_>, area: Rect, top: &Top, reading: &Reading, th
         third.push(Span::styled(format!("{plot:<room$}  "), theme.style(Tone::Good)));
     }
     let text = Text::from(vec![
-        two_ends(first, right, area.width, theme.faint()),
+        two_ends(first, &right, area.width, theme.faint()),
         Line::from(second),
         Line::from(third),
     ]);

@@ -20,7 +20,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use clap::Args;
 use crossterm::event::{Event as TerminalEvent, EventStream, KeyEventKind};
-use futures_util::{FutureExt as _, StreamExt as _};
+use futures_util::StreamExt as _;
 use ratatui::DefaultTerminal;
 use tokio::{
     signal::unix::{SignalKind, signal},
@@ -140,7 +140,7 @@ async fn watch(
                 }
                 Event::Tick
             }
-            event = keys.next().fuse() => match event {
+            event = keys.next() => match event {
                 None => return Ok(()),
                 Some(Err(error)) => return Err(error).context("read the keyboard"),
                 Some(Ok(TerminalEvent::Key(key))) if key.kind != KeyEventKind::Release => {

@@ -9,6 +9,7 @@ use crate::{
     drain::Moment,
     health::Seen,
     model::{Identity, Service},
+    network::Interface,
     observe::State,
 };
 
@@ -36,7 +37,7 @@ impl State {
         let interfaces = self.interfaces.iter().map(|interface| Front {
             name: &interface.name,
             is_attached: interface.xdp().is_some_and(|xdp| self.datapath.is_ours(xdp.id)),
-            fault: interface.found.as_ref().and_then(|found| found.fault()),
+            fault: interface.found.as_ref().and_then(Interface::fault),
         });
         troubles(Facts {
             interfaces: interfaces.collect(),
