@@ -356,6 +356,13 @@ pub struct Traffic {
     pub return_bytes: u64,
 }
 
+impl Traffic {
+    /// Frames forwarded in either direction.
+    pub const fn forwarded(&self) -> u64 {
+        self.packets + self.return_packets
+    }
+}
+
 /// Rare happenings of one backend on one CPU, by [`counters::Event`].
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,

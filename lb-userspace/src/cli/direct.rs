@@ -78,7 +78,7 @@ async fn unattended(instance: &Instance) -> Result<Unattended> {
         let indices: Vec<u16> = image.backends.keys().copied().collect();
         let forwarded = || -> Result<u64> {
             let counters = maps.counters(&indices)?;
-            Ok(counters.iter().map(|counters| counters.traffic.packets).sum())
+            Ok(counters.iter().map(|counters| counters.traffic.forwarded()).sum())
         };
         let before = forwarded()?;
         tokio::time::sleep(WATCHED).await;

@@ -260,7 +260,7 @@ fn describe(next_hop: Option<&Result<NextHop, Unresolved>>) -> String {
 
 /// Frames sent to backends, the removed ones' not included.
 pub(super) fn forwarded(state: &State) -> u64 {
-    Counted::of(state).counters.values().map(|counters| counters.traffic.packets).sum()
+    Counted::of(state).counters.values().map(|counters| counters.traffic.forwarded()).sum()
 }
 
 /// Frames not forwarded, by reason.
