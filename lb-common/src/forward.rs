@@ -143,7 +143,10 @@ pub fn rewrite<F: Frame, T: Tables>(
 
 /// The way out to a backend.
 #[inline(always)]
-fn way<'t, T: Tables>(tables: &'t T, backend: &Backend) -> Result<(&'t Egress, Macs), Reason> {
+pub(crate) fn way<'t, T: Tables>(
+    tables: &'t T,
+    backend: &Backend,
+) -> Result<(&'t Egress, Macs), Reason> {
     let next_hop = backend.next_hop;
     if next_hop.egress() == 0 {
         return Err(Reason::NoNextHop);
@@ -154,7 +157,7 @@ fn way<'t, T: Tables>(tables: &'t T, backend: &Backend) -> Result<(&'t Egress, M
 
 /// Out of the interface with this index.
 #[inline(always)]
-fn leave_by<F: Frame>(frame: &F, ifindex: u32) -> Action {
+pub(crate) fn leave_by<F: Frame>(frame: &F, ifindex: u32) -> Action {
     if ifindex == frame.interface() { Action::Transmit } else { Action::Redirect(ifindex) }
 }
 

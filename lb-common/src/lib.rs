@@ -21,6 +21,7 @@ pub mod frame;
 pub mod hash;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
+pub mod icmp;
 pub mod maglev;
 pub mod nat;
 pub mod parse;

@@ -123,8 +123,9 @@ impl Tuple {
             && seen_address(record, tables) == self.destination
     }
 
+    /// Its hash.
     #[inline(always)]
-    fn hash(&self, family: Family, settings: &Settings) -> u64 {
+    pub fn hash(&self, family: Family, settings: &Settings) -> u64 {
         let Self { source, destination, ports } = *self;
         hash::of_tuple(source, destination, ports, family, &settings.hash_keys)
     }

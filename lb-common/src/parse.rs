@@ -175,7 +175,7 @@ pub fn segment<F: Frame>(
 
 /// Offset and version of the IP header, by the EtherType.
 #[inline(always)]
-fn network<F: Frame>(frame: &F) -> Result<(usize, Family), Reason> {
+pub(crate) fn network<F: Frame>(frame: &F) -> Result<(usize, Family), Reason> {
     let mut offset = ethernet::TYPE;
     let mut kind: [u8; 2] = frame.read(offset).ok_or(Reason::Runt)?;
     for _ in 0..ethernet::MAX_TAGS {

@@ -69,7 +69,7 @@ reasons! {
     NotVip = 1, Pass, "not_vip",
         "The destination address is no VIP of ours: ordinary traffic of this host.";
     NotTcp = 2, Pass, "not_tcp",
-        "Addressed to a VIP, but not TCP: ping and ICMP errors are the kernel's.";
+        "Addressed to a VIP, but not TCP: ping, and ICMP errors about no flow that is known, are the kernel's.";
     NotService = 3, Pass, "not_service",
         "TCP to a VIP's address, but no service has this port.";
     NotReady = 4, Pass, "not_ready",

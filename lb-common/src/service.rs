@@ -88,8 +88,9 @@ pub fn is_from(segment: &Segment, key: &ServiceKey) -> bool {
     is_at(key, segment.source, segment.ports.source)
 }
 
+/// Whether a service's identity is this address and port.
 #[inline(always)]
-fn is_at(key: &ServiceKey, address: Address, port: [u8; 2]) -> bool {
+pub fn is_at(key: &ServiceKey, address: Address, port: [u8; 2]) -> bool {
     let (ours, theirs) = (key.address.words(), address.words());
     u16::from_ne_bytes(key.port) == u16::from_ne_bytes(port)
         && ours[1] == theirs[1]

@@ -13,7 +13,9 @@ use crate::{
     flow::{self, Entry, Found, Kind, State, Step, Words},
     forward::{self, Action, l2, nat::Carry},
     frame::Frame,
-    hash, maglev,
+    hash,
+    icmp::{self, Quoted},
+    maglev,
     nat::{self, Reserved},
     parse::{self, Family, Glance, Segment},
     probe,
@@ -84,6 +86,33 @@ pub trait Stages<F: Frame>: Tables + Sized {
     #[inline(always)]
     fn carry(&self, frame: &mut F, carry: Carry) -> Result<Action, Reason> {
         forward::nat::carry(frame, self, carry)
+    }
+
+    /// Which flow an ICMP error is about; see [`icmp::quoted`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline(always)]
+    fn quoted(&self, frame: &F) -> Result<Quoted, Reason> {
+        icmp::quoted(frame, self)
+    }
+
+    /// Forwards an ICMP error to its flow's backend; see [`icmp::forward_error`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline(always)]
+    fn forward_error(&self, frame: &mut F, quoted: Quoted) -> Result<Action, Reason> {
+        icmp::forward_error(frame, self, quoted)
+    }
+
+    /// Translates an ICMP error about a flow that is; see [`icmp::translate_error`].
+    ///
+    /// # Errors
+    /// See there.
+    #[inline(always)]
+    fn translate_error(&self, frame: &mut F, quoted: Quoted) -> Result<Action, Reason> {
+        icmp::translate_error(frame, self, quoted)
     }
 
     /// One step along a segment's TCP options; see [`forward::nat::next_option`].
@@ -200,6 +229,10 @@ pub fn process<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T, now: u64) -> A
         Glance::NotVip => forward::leave(tables, Reason::NotVip),
         Glance::Odd => match tables.odd_segment(frame) {
             Ok(segment) => forward(frame, &segment, tables, now),
+            Err(Reason::NotTcp) => match icmp::follow(frame, tables) {
+                Ok(action) => action,
+                Err(reason) => forward::leave(tables, reason),
+            },
             Err(reason) => forward::leave(tables, reason),
         },
     }
@@ -242,6 +275,8 @@ pub fn odd_segment<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Segment
     found.map_err(|reason| match reason {
         // Nobody says of what address, or the filter has told.
         Reason::NotIp | Reason::Runt | Reason::NotVip => reason,
+        // It may be an ICMP error to an address of this host about a flow that is translated.
+        Reason::NotTcp => reason,
         _ => match parse::locate(frame) {
             Ok(located) if tables.is_vip(located.destination) => reason,
             // This host's own, or its address only shares a VIP's bit in the filter.

@@ -6,6 +6,10 @@ use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout, Unaligned};
 
 /// IP protocol number of TCP (RFC 9293).
 pub const TCP: u8 = 6;
+/// IP protocol number of ICMP (RFC 792).
+pub const ICMP: u8 = 1;
+/// Next header number of ICMPv6 (RFC 4443).
+pub const ICMPV6: u8 = 58;
 /// IP protocol number of IPv4 in IP (RFC 2003).
 pub const IPV4_IN_IP: u8 = 4;
 /// IP protocol number of IPv6 in IP (RFC 4213, RFC 2473).
@@ -76,6 +80,8 @@ impl Ipv4 {
     pub const DONT_FRAGMENT: u8 = 0x40;
     /// Flag "more fragments" and the offset, in `fragment`.
     pub const FRAGMENTED: u16 = 0x3fff;
+    /// The offset, in `fragment`.
+    pub const OFFSET: u16 = 0x1fff;
 }
 
 /// IPv6's fixed header (RFC 8200 §3).

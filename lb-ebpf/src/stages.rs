@@ -6,6 +6,7 @@
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
+    icmp::{self, Quoted},
     forward::{
         Action,
         nat::{self, Carry},
@@ -51,10 +52,22 @@ impl Stages<XdpFrame> for Kernel {
     #[inline(always)]
     fn carry(&self, frame: &mut XdpFrame, carry: Carry) -> Result<Action, Reason> {
         let Carry { hash, flow, layout } = carry;
-        from_word(self::carry(frame.ctx, hash, flow, layout)).map(|interface| match interface {
-            TRANSMIT => Action::Transmit,
-            _ => Action::Redirect((interface >> INTERFACE_SHIFT) as u32),
-        })
+        from_word(self::carry(frame.ctx, hash, flow, layout)).map(to_action)
+    }
+
+    #[inline(always)]
+    fn quoted(&self, frame: &XdpFrame) -> Result<Quoted, Reason> {
+        from_word(self::quoted(frame.ctx)).map(Quoted::from_number)
+    }
+
+    #[inline(always)]
+    fn forward_error(&self, frame: &mut XdpFrame, quoted: Quoted) -> Result<Action, Reason> {
+        from_word(self::forward_error(frame.ctx, quoted.number())).map(to_action)
+    }
+
+    #[inline(always)]
+    fn translate_error(&self, frame: &mut XdpFrame, quoted: Quoted) -> Result<Action, Reason> {
+        from_word(self::translate_error(frame.ctx, quoted.number())).map(to_action)
     }
 
     #[inline(always)]
@@ -168,7 +181,7 @@ extern "C" fn next_option(ctx: *mut xdp_md, at: u64) -> u64 {
     opaque(nat::next_option(&XdpFrame::new(&XdpContext::new(ctx)), at) as usize) as u64
 }
 
-/// What `carry` answers for the interface where the frame came in; another's index is shifted.
+/// What is answered for the interface where the frame came in; another's index is shifted.
 const TRANSMIT: u64 = 0;
 const INTERFACE_SHIFT: u32 = 32;
 
@@ -176,12 +189,43 @@ const INTERFACE_SHIFT: u32 = 32;
 #[inline(never)]
 extern "C" fn carry(ctx: *mut xdp_md, hash: u64, flow: u64, layout: u64) -> u64 {
     let mut frame = XdpFrame::new(&XdpContext::new(ctx));
-    to_word(nat::carry(&mut frame, &Kernel, Carry { hash, flow, layout }).map(|action| {
-        match action {
-            Action::Redirect(interface) => u64::from(interface) << INTERFACE_SHIFT,
-            _ => TRANSMIT,
-        }
-    }))
+    to_word(nat::carry(&mut frame, &Kernel, Carry { hash, flow, layout }).map(from_action))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn quoted(ctx: *mut xdp_md) -> u64 {
+    to_word(icmp::quoted(&XdpFrame::new(&XdpContext::new(ctx)), &Kernel).map(Quoted::number))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn forward_error(ctx: *mut xdp_md, quoted: u64) -> u64 {
+    let (mut frame, quoted) = (XdpFrame::new(&XdpContext::new(ctx)), Quoted::from_number(quoted));
+    to_word(icmp::forward_error(&mut frame, &Kernel, quoted).map(from_action))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn translate_error(ctx: *mut xdp_md, quoted: u64) -> u64 {
+    let (mut frame, quoted) = (XdpFrame::new(&XdpContext::new(ctx)), Quoted::from_number(quoted));
+    to_word(icmp::translate_error(&mut frame, &Kernel, quoted).map(from_action))
+}
+
+#[inline(always)]
+fn from_action(action: Action) -> u64 {
+    match action {
+        Action::Redirect(interface) => u64::from(interface) << INTERFACE_SHIFT,
+        _ => TRANSMIT,
+    }
+}
+
+#[inline(always)]
+fn to_action(number: u64) -> Action {
+    match number {
+        TRANSMIT => Action::Transmit,
+        _ => Action::Redirect((number >> INTERFACE_SHIFT) as u32),
+    }
 }
 
 #[unsafe(no_mangle)]

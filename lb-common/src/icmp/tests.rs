@@ -1,0 +1,231 @@
+use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::{vec, vec::Vec};
+
+use super::*;
+use crate::{
+    frame::HostFrame,
+    host::{
+        HostTables,
+        sample::{self, BALANCER_MAC, ClientFrame, FAMILIES, Purpose, ROUTER_MAC},
+    },
+    steer,
+    wire::Tcp,
+};
+
+/// A router on the way, to either side.
+fn router(family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254)),
+        Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfe)),
+    }
+}
+
+fn octets(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(v4) => v4.octets().to_vec(),
+        IpAddr::V6(v6) => v6.octets().to_vec(),
+    }
+}
+
+/// An IP header, its checksum right, and what it carries.
+fn packet(from: IpAddr, to: IpAddr, protocol: u8, hops: u8, content: &[u8]) -> Vec<u8> {
+    let mut header = if from.is_ipv4() {
+        let [a, b] = ((20 + content.len()) as u16).to_be_bytes();
+        vec![0x45, 0, a, b, 0x12, 0x34, 0, 0, hops, protocol, 0, 0]
+    } else {
+        let [a, b] = (content.len() as u16).to_be_bytes();
+        vec![0x60, 0, 0, 0, a, b, protocol, hops]
+    };
+    header.extend(octets(from));
+    header.extend(octets(to));
+    if from.is_ipv4() {
+        let sum = sample::internet_checksum(&[&header]);
+        header[10..12].copy_from_slice(&sum);
+    }
+    [&header, content].concat()
+}
+
+/// "Packet too big" about a packet with these ends, of which so much is quoted.
+fn too_big(from: SocketAddr, to: SocketAddr, quoted: usize) -> HostFrame {
+    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
+    let tcp = [&ports[..], &[0, 0, 0, 7, 0, 0, 0, 9, 0x50, 0x10, 0xff, 0xff, 1, 2, 0, 0]].concat();
+    let inner = packet(from.ip(), to.ip(), wire::TCP, 60, &tcp[..quoted]);
+    error(from.ip(), &inner)
+}
+
+/// "Packet too big" about these bytes, to whom has sent them.
+fn error(to: IpAddr, inner: &[u8]) -> HostFrame {
+    let (family, protocol, kind) = match to {
+        IpAddr::V4(_) => (Family::Ipv4, wire::ICMP, [3, 4, 0, 0, 0, 0, 0x05, 0x14]),
+        IpAddr::V6(_) => (Family::Ipv6, wire::ICMPV6, [2, 0, 0, 0, 0, 0, 0x05, 0x14]),
+    };
+    let mut icmp = [&kind[..], inner].concat();
+    let sum = checksum_of(router(family), to, &icmp);
+    icmp[2..4].copy_from_slice(&sum);
+    let kind: [u8; 2] = if to.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
+    let head = [&BALANCER_MAC[..], &ROUTER_MAC, &kind].concat();
+    HostFrame::new([head, packet(router(family), to, protocol, 64, &icmp)].concat())
+}
+
+fn checksum_of(from: IpAddr, to: IpAddr, icmp: &[u8]) -> [u8; 2] {
+    if from.is_ipv4() {
+        return sample::internet_checksum(&[icmp]);
+    }
+    let length = (icmp.len() as u32).to_be_bytes();
+    let pseudo = [&octets(from)[..], &octets(to), &length, &[0, 0, 0, wire::ICMPV6]].concat();
+    sample::internet_checksum(&[&pseudo, icmp])
+}
+
+/// The ends of a packet and of the one that it quotes; all checksums are right.
+fn ends(packet: &[u8]) -> (IpAddr, IpAddr, SocketAddr, SocketAddr) {
+    let is_v4 = packet[0] >> 4 == 4;
+    let length = if is_v4 { 20 } else { 40 };
+    let of = |header: &[u8]| -> (IpAddr, IpAddr) {
+        if is_v4 {
+            assert_eq!(sample::internet_checksum(&[&header[..20]]), [0; 2], "IP checksum");
+            let one = |at: usize| <[u8; 4]>::try_from(&header[at..at + 4]).expect("four bytes");
+            (one(12).into(), one(16).into())
+        } else {
+            let one = |at: usize| <[u8; 16]>::try_from(&header[at..at + 16]).expect("sixteen");
+            (one(8).into(), one(24).into())
+        }
+    };
+    let (from, to) = of(packet);
+    let icmp = &packet[length..];
+    assert_eq!(checksum_of(from, to, icmp), [0; 2], "ICMP checksum");
+    let inner = &icmp[8..];
+    let (quoted_from, quoted_to) = of(inner);
+    let port = |at: usize| u16::from_be_bytes([inner[length + at], inner[length + at + 1]]);
+    let quoted = |ip, at| SocketAddr::new(ip, port(at));
+    (from, to, quoted(quoted_from, 0), quoted(quoted_to, 2))
+}
+
+/// A client's flow, and the ends of its packets as the backend sees them.
+fn open(tables: &HostTables, purpose: Purpose, family: Family) -> (ClientFrame, u16, Vec<u8>) {
+    let sent = ClientFrame::new(purpose, family, 7).with_flags(Tcp::SYN);
+    let mut frame = sent.frame();
+    assert_eq!(steer::process(&mut frame, tables, 0), Action::Transmit);
+    let (&index, _) = tables.take_counted().traffic.first_key_value().expect("forwarded");
+    (sent, index, frame.bytes[14..].to_vec())
+}
+
+fn process(tables: &HostTables, frame: &HostFrame) -> (Action, HostFrame) {
+    let mut rewritten = frame.clone();
+    (steer::process(&mut rewritten, tables, 0), rewritten)
+}
+
+#[test]
+fn an_error_from_the_clients_side_goes_to_the_backend_in_every_mode() {
+    for family in FAMILIES {
+        for purpose in [Purpose::L2, Purpose::InIpv4, Purpose::InIpv6, Purpose::Nat] {
+            for quoted in [8, 20] {
+                let tables = sample::tables(1024);
+                let (client, index, _) = open(&tables, purpose, family);
+                let sent = too_big(client.vip, client.client, quoted);
+                let (action, got) = process(&tables, &sent);
+                assert_eq!(action, Action::Transmit, "{purpose:?} {family:?}");
+                assert_eq!(got.bytes[..6], sample::mac(index));
+                let counted = tables.take_counted();
+                assert_eq!(counted.traffic[&index].packets, 1);
+                assert_eq!(counted.reasons.len(), 0);
+                match purpose {
+                    Purpose::L2 => assert_eq!(got.bytes[12..], sent.bytes[12..]),
+                    Purpose::InIpv4 => assert_eq!(got.bytes[34..], sent.bytes[14..]),
+                    Purpose::InIpv6 => assert_eq!(got.bytes[54..], sent.bytes[14..]),
+                    _ => {}
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_backend_is_told_of_the_packet_that_it_has_sent() {
+    for family in FAMILIES {
+        for purpose in [Purpose::Nat, Purpose::NatKeep] {
+            let tables = sample::tables(1024);
+            let (client, index, seen) = open(&tables, purpose, family);
+            let (_, got) = process(&tables, &too_big(client.vip, client.client, 8));
+            let (from, to, quoted_from, quoted_to) = ends(&got.bytes[14..]);
+            let backend = SocketAddr::new(sample::backend_address(index, family), purpose.port());
+            assert_eq!((from, to), (router(family), backend.ip()));
+            // Its own packet's ends: the reverse of what we have sent to it.
+            let at = if family == Family::Ipv4 { 20 } else { 40 };
+            let nat_port = u16::from_be_bytes([seen[at], seen[at + 1]]);
+            assert_eq!((quoted_from, quoted_to.port()), (backend, nat_port));
+            let keeps = quoted_to.ip() == client.client.ip();
+            assert_eq!(keeps, purpose == Purpose::NatKeep, "{quoted_to}");
+        }
+    }
+}
+
+#[test]
+fn an_error_from_the_backends_side_goes_to_the_client_as_from_the_vip() {
+    for family in FAMILIES {
+        for quoted in [8, 20] {
+            let tables = sample::tables(1024);
+            let (client, index, seen) = open(&tables, Purpose::Nat, family);
+            let at = if family == Family::Ipv4 { 20 } else { 40 };
+            let ours = sample::prober(0, family).ip();
+            let ours = SocketAddr::new(ours, u16::from_be_bytes([seen[at], seen[at + 1]]));
+            let backend = SocketAddr::new(sample::backend_address(index, family), 8080);
+            let (action, got) = process(&tables, &too_big(ours, backend, quoted));
+            assert_eq!(action, Action::Transmit);
+            assert_eq!(got.bytes[..12], [ROUTER_MAC, BALANCER_MAC].concat());
+            let (from, to, quoted_from, quoted_to) = ends(&got.bytes[14..]);
+            assert_eq!((from, to), (client.vip.ip(), client.client.ip()));
+            assert_eq!((quoted_from, quoted_to), (client.client, client.vip));
+            assert_eq!(tables.take_counted().traffic[&index].return_packets, 1);
+            // The next port is nobody's.
+            let other = SocketAddr::new(ours.ip(), ours.port() ^ 1);
+            let sent = too_big(other, backend, quoted);
+            assert_eq!(process(&tables, &sent), (Action::Pass, sent));
+            assert_eq!(tables.take_counted().reason(Reason::NotVip), 1);
+        }
+    }
+}
+
+#[test]
+fn what_is_no_error_about_a_known_flow_is_the_kernels() {
+    for family in FAMILIES {
+        let tables = sample::tables(1024);
+        let (client, ..) = open(&tables, Purpose::Nat, family);
+        let whole = too_big(client.vip, client.client, 8);
+        let icmp = if family == Family::Ipv4 { 34 } else { 54 };
+        let inner = icmp + 8;
+        let with = |at: usize, byte: u8| {
+            let mut frame = whole.clone();
+            frame.bytes[at] = byte;
+            frame
+        };
+        let protocol = if family == Family::Ipv4 { inner + 9 } else { inner + 6 };
+        let cut = |len: usize| HostFrame::new(whole.bytes[..len].to_vec());
+        let stranger = SocketAddr::new(client.client.ip(), client.client.port() ^ 1);
+        let cases = [
+            ("echo", with(icmp, if family == Family::Ipv4 { 8 } else { 128 })),
+            ("about UDP", with(protocol, 17)),
+            ("about another version", with(inner, 0x25)),
+            ("to somebody else than the sender", with(inner + 15, 0x99)),
+            ("about an unknown flow", too_big(client.vip, stranger, 8)),
+            ("without ports", cut(whole.bytes.len() - 8)),
+            ("without a packet", cut(icmp + 8)),
+        ];
+        for (name, frame) in cases {
+            let (action, after) = process(&tables, &frame);
+            assert_eq!((action, &after), (Action::Pass, &frame), "{name} {family:?}");
+            assert_eq!(tables.take_counted().reason(Reason::NotTcp), 1, "{name} {family:?}");
+        }
+    }
+}
+
+#[test]
+fn an_error_with_its_last_hop_is_dropped() {
+    for family in FAMILIES {
+        let tables = sample::tables(1024);
+        let (client, ..) = open(&tables, Purpose::Nat, family);
+        let mut frame = too_big(client.vip, client.client, 8);
+        frame.bytes[if family == Family::Ipv4 { 22 } else { 21 }] = 1;
+        assert_eq!(process(&tables, &frame).0, Action::Drop);
+        assert_eq!(tables.take_counted().reason(Reason::HopLimit), 1);
+    }
+}
