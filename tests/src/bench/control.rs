@@ -3,18 +3,24 @@
 use std::{
     fmt, fs,
     os::fd::{AsFd as _, AsRawFd as _},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context, Result, ensure};
+use anyhow::{Context, Result, anyhow, ensure};
 use aya::maps::MapInfo;
 use serde::Serialize;
 
 use super::Machine;
-use crate::lab::{Family, Lab, Plan, Sluice, dataplane};
+use crate::lab::{Family, Host, Lab, Plan, Sluice, dataplane};
 
 /// Commands that are timed, for a median.
 const CHANGES: u32 = 11;
+/// Scrapes that are timed.
+const SCRAPES: u32 = 11;
+/// Where the default configuration serves them.
+const METRICS: &str = "http://127.0.0.1:9180/metrics";
 
 /// What was measured; seconds from the outside, with the start of the process that asks.
 #[derive(Clone, Debug, Serialize)]
@@ -36,6 +42,13 @@ pub struct ControlReport {
     plan: f64,
     /// All of `sluice status --json`.
     status: f64,
+    /// All of `/metrics`, by curl: the median of some, and the longest.
+    scrape: f64,
+    scrape_worst: f64,
+    /// Its size, MB.
+    scrape_megabytes: f64,
+    /// Median of `sluice backend weight` while one scrape follows the other.
+    change_while_scraped: f64,
     /// From SIGTERM to ready again.
     restart: f64,
     /// The daemon's memory at the end, and at most, MiB.
@@ -57,14 +70,9 @@ pub fn run(services: usize, backends: usize) -> Result<ControlReport> {
     let mut sluice = balancer.run_sluice(&config(services, backends, 100))?;
     let start = begun.elapsed();
 
-    let mut changes = Vec::new();
-    for number in 0..CHANGES {
-        let service = format!("service-{}", number as usize * services / CHANGES as usize);
-        let weight = (50 + number).to_string();
-        let command = ["backend", "weight", &service, "backend-0", &weight];
-        changes.push(timed(|| sluice.cli_ok(&command).map(drop))?);
-    }
-    changes.sort();
+    let changes = changes(&sluice, services, 50)?;
+    let (scrapes, scrape_bytes) = scrapes(balancer)?;
+    let while_scraped = changes_while_scraped(balancer, &sluice, services)?;
 
     let file = lab.directory().join("other.toml");
     fs::write(&file, config(services, backends, 77)).context("write a configuration")?;
@@ -86,17 +94,79 @@ pub fn run(services: usize, backends: usize) -> Result<ControlReport> {
         services,
         backends_of_each: backends,
         start: start.as_secs_f64(),
-        change: changes[changes.len() / 2].as_secs_f64(),
-        change_worst: changes[changes.len() - 1].as_secs_f64(),
+        change: median(&changes),
+        change_worst: longest(&changes),
         apply: apply.as_secs_f64(),
         apply_unchanged: apply_unchanged.as_secs_f64(),
         plan: plan.as_secs_f64(),
         status: status.as_secs_f64(),
+        scrape: median(&scrapes),
+        scrape_worst: longest(&scrapes),
+        scrape_megabytes: scrape_bytes as f64 / 1e6,
+        change_while_scraped: median(&while_scraped),
         restart: restart.as_secs_f64(),
         resident_mib: resident,
         peak_mib: peak,
         maps_mib: maps(&sluice, services)?,
     })
+}
+
+/// One backend's weight, again and again, in services far apart; sorted.
+fn changes(sluice: &Sluice, services: usize, weight: u32) -> Result<Vec<Duration>> {
+    let change = |number: u32| {
+        let service = format!("service-{}", number as usize * services / CHANGES as usize);
+        let weight = (weight + number).to_string();
+        let command = ["backend", "weight", &service, "backend-0", &weight];
+        timed(|| sluice.cli_ok(&command).map(drop))
+    };
+    let mut changes = (0..CHANGES).map(change).collect::<Result<Vec<_>>>()?;
+    changes.sort();
+    Ok(changes)
+}
+
+/// The times of scrapes, sorted, and the size of one.
+fn scrapes(balancer: &Host) -> Result<(Vec<Duration>, u64)> {
+    let mut bytes = 0;
+    let scrape = |_| timed(|| scrape(balancer).map(|size| bytes = size));
+    let mut scrapes = (0..SCRAPES).map(scrape).collect::<Result<Vec<_>>>()?;
+    scrapes.sort();
+    Ok((scrapes, bytes))
+}
+
+/// Reads `/metrics` whole; its size.
+fn scrape(balancer: &Host) -> Result<u64> {
+    let curl = ["-sS", "--fail", "-o", "/dev/null", "-w", "%{size_download}", METRICS];
+    balancer.run("curl", &curl)?.parse().context("read what curl says")
+}
+
+fn changes_while_scraped(
+    balancer: &Host,
+    sluice: &Sluice,
+    services: usize,
+) -> Result<Vec<Duration>> {
+    let stop = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let scraper = scope.spawn(|| {
+            while !stop.load(Ordering::Relaxed) {
+                scrape(balancer)?;
+            }
+            anyhow::Ok(())
+        });
+        let changes = changes(sluice, services, 20);
+        stop.store(true, Ordering::Relaxed);
+        scraper.join().map_err(|_| anyhow!("the scraper has panicked"))??;
+        changes
+    })
+}
+
+/// Of sorted times; seconds.
+fn median(times: &[Duration]) -> f64 {
+    times.get(times.len() / 2).map_or(f64::NAN, Duration::as_secs_f64)
+}
+
+/// Of sorted times; seconds.
+fn longest(times: &[Duration]) -> f64 {
+    times.last().map_or(f64::NAN, Duration::as_secs_f64)
 }
 
 fn timed(what: impl FnOnce() -> Result<()>) -> Result<Duration> {
@@ -107,7 +177,7 @@ fn timed(what: impl FnOnce() -> Result<()>) -> Result<Duration> {
 
 /// Services in 198.19.0.0/16, each with backends of its own in 10.0.0.0/8.
 fn config(services: usize, backends: usize, weight: u16) -> String {
-    let mut text = dataplane(&["eth0"]) + "[http]\nlisten = \"off\"\n\n";
+    let mut text = dataplane(&["eth0"]);
     for service in 0..services {
         let [high, low] = (service as u16 + 1).to_be_bytes();
         text += &format!(
@@ -172,6 +242,9 @@ impl fmt::Display for ControlReport {
             ("apply of that file", self.apply, Some(3.0)),
             ("apply of the same file again", self.apply_unchanged, None),
             ("status --json", self.status, None),
+            ("scrape of /metrics, median", self.scrape, Some(0.2)),
+            ("scrape of /metrics, longest", self.scrape_worst, None),
+            ("one backend's weight while scraped, median", self.change_while_scraped, None),
             ("restart, from SIGTERM to ready", self.restart, None),
         ];
         for (what, seconds, goal) in rows {
@@ -184,8 +257,8 @@ impl fmt::Display for ControlReport {
         }
         writeln!(
             f,
-            "\nmemory: daemon {:.0} MiB (at most {:.0}), maps {:.0} MiB",
-            self.resident_mib, self.peak_mib, self.maps_mib
+            "\nmemory: daemon {:.0} MiB (at most {:.0}), maps {:.0} MiB; /metrics {:.1} MB",
+            self.resident_mib, self.peak_mib, self.maps_mib, self.scrape_megabytes
         )
     }
 }
