@@ -20,6 +20,7 @@ pub mod http;
 pub mod instance;
 pub mod intent;
 pub mod journal;
+pub mod metrics;
 pub mod model;
 pub mod network;
 pub mod observe;

@@ -182,6 +182,12 @@ pub fn status() -> api::Status {
         probes: api::Probes { targets: 3, running: 1, total: 1234, late_total: 2 },
         config: "/etc/sluice/sluice.toml".to_owned(),
         generation: 7,
+        reconciliations: api::Reconciliations {
+            total: 5,
+            failed_total: 1,
+            seconds_total: 0.75,
+            maglev_builds_total: 4,
+        },
         drift_repairs_total: 0,
         problems: vec!["backend web/web-2: 10.0.0.12 does not answer ARP on eth0".to_owned()],
         troubles: vec![api::Trouble {

@@ -351,9 +351,9 @@ async fn another_version_is_told_from_garbage() {
             "x",
         ),
         (
-            "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
-            "the answer from SOCKET is no sluice daemon's: invalid length 0, expected struct \
-             Status with 13 elements at line 1 column 2",
+            "HTTP/1.1 200 OK\r\ncontent-length: 1\r\n\r\n7",
+            "the answer from SOCKET is no sluice daemon's: invalid type: integer `7`, expected \
+             struct Status at line 1 column 1",
         ),
         (
             "SSH-2.0-OpenSSH\r\n",

@@ -12,7 +12,7 @@ use lb_common::{abi::Settings, address::Address, counters::Event};
 
 use super::{traffic::Pools, trouble::Onsets};
 use crate::{
-    control::api::EventKind,
+    control::api::{self, EventKind},
     datapath::{Datapath, IdleLimits, Sweep},
     drain::{Admin, Moment},
     health::{self, Engine, Judge, Kept, Traffic},
@@ -76,6 +76,8 @@ pub struct State {
     pub attach_error: Option<String>,
     /// Services that the attached program does not forward as it should, one sentence each.
     pub not_forwarded: Vec<String>,
+    /// How often the maps were made to follow a change.
+    pub reconciliations: api::Reconciliations,
     /// Writes that mended what somebody else had changed in the maps.
     pub drift_repairs: u64,
     /// What happened.
@@ -156,6 +158,7 @@ impl State {
             notes,
             attach_error: None,
             not_forwarded: Vec::new(),
+            reconciliations: api::Reconciliations::default(),
             drift_repairs: 0,
             store,
             changed: Instant::now(),
@@ -191,8 +194,16 @@ impl State {
             return Ok(());
         }
         tracing::debug!(writes = writes.len(), "reconciling");
+        let begun = Instant::now();
         let result = reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image);
         self.changed = Instant::now();
+        let figures = &mut self.reconciliations;
+        figures.total += 1;
+        figures.seconds_total += begun.elapsed().as_secs_f64();
+        match &result {
+            Ok(()) => figures.maglev_builds_total += reconcile::tables(&writes),
+            Err(_) => figures.failed_total += 1,
+        }
         result
     }
 
@@ -385,6 +396,7 @@ impl State {
         });
         self.journal.note_all(EventKind::Drift, entries);
         reconcile::apply(&repairs, &mut self.datapath.maps, &mut self.image)?;
+        self.reconciliations.maglev_builds_total += reconcile::tables(&repairs);
         self.drift_repairs += repairs.len() as u64;
         Ok(())
     }

@@ -52,6 +52,7 @@ pub(super) fn status(state: &State) -> api::Status {
         probes: probes(state),
         config: state.intent.declared().name().to_owned(),
         generation: state.intent.generation(),
+        reconciliations: state.reconciliations,
         drift_repairs_total: state.drift_repairs,
         problems: troubles.iter().filter(is_wrong).map(api::Trouble::sentence).collect(),
         troubles,

@@ -70,6 +70,11 @@ pub enum Write {
     RemoveBackend(u16),
 }
 
+/// How many of these writes put a Maglev table in place.
+pub fn tables(writes: &[Write]) -> u64 {
+    writes.iter().filter(|write| matches!(write, Write::Slots { .. })).count() as u64
+}
+
 /// What the flow table says of what nobody wants any more.
 pub trait InUse {
     /// Whether the last flow of a backend has ended.

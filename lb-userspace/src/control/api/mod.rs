@@ -54,6 +54,8 @@ pub struct Status {
     pub config: String,
     /// Counts the changes of what is wanted; kept over restarts.
     pub generation: u64,
+    /// What was written into the maps because something had changed.
+    pub reconciliations: Reconciliations,
     /// Writes that mended what somebody else had changed in the maps, since this daemon started.
     pub drift_repairs_total: u64,
     /// What is wrong and what to do about it, one sentence each: outages and faults of `troubles`.
@@ -229,6 +231,19 @@ pub struct Probes {
     pub total: u64,
     /// Those begun more than 100 ms after they were due.
     pub late_total: u64,
+}
+
+/// How often the maps were made to follow a change; all since this daemon started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Reconciliations {
+    /// How often something had to be written.
+    pub total: u64,
+    /// How often a map refused.
+    pub failed_total: u64,
+    /// How long it took in all.
+    pub seconds_total: f64,
+    /// Maglev tables made and put in place.
+    pub maglev_builds_total: u64,
 }
 
 /// The flow table's load.

@@ -1,0 +1,457 @@
+//! The one list of metrics.
+
+use std::{borrow::Cow, fmt, sync::LazyLock};
+
+use lb_common::{counters::Event, reason::Class};
+
+use super::{
+    samples::{BACKEND, Labelled, of_backend, of_drain, of_interface, one},
+    text::Family,
+};
+use crate::control::api;
+
+/// A metric: what it is called, what it means, and where its samples come from.
+pub struct Metric {
+    /// Begins with `sluice_`; base units; counters end with `_total`.
+    pub name: Cow<'static, str>,
+    /// What kind of figure it is.
+    pub kind: Kind,
+    /// Names of the labels that its samples have, beside `le` of a histogram's; sorted.
+    #[cfg_attr(not(test), expect(dead_code, reason = "for the reference, which a test keeps"))]
+    pub labels: &'static [&'static str],
+    /// What it means, in sentences.
+    pub help: Cow<'static, str>,
+    /// Writes the samples.
+    pub samples: Box<Samples>,
+}
+
+type Samples = dyn Fn(&Labelled<'_>, &mut Family<'_>) + Send + Sync;
+
+/// What kind of figure a metric is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Only rises, but for a start anew.
+    Counter,
+    /// Rises and falls.
+    Gauge,
+    /// Counts by size.
+    Histogram,
+    /// A count and a sum.
+    Summary,
+}
+
+impl Kind {
+    /// The format's word.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Counter => "counter",
+            Self::Gauge => "gauge",
+            Self::Histogram => "histogram",
+            Self::Summary => "summary",
+        }
+    }
+}
+
+impl Metric {
+    /// A metric of the list.
+    pub fn new(
+        kind: Kind,
+        name: impl Into<Cow<'static, str>>,
+        labels: &'static [&'static str],
+        help: impl Into<Cow<'static, str>>,
+        samples: impl Fn(&Labelled<'_>, &mut Family<'_>) + Send + Sync + 'static,
+    ) -> Self {
+        let (name, help) = (name.into(), help.into());
+        Self { name, kind, labels, help, samples: Box::new(samples) }
+    }
+}
+
+impl fmt::Debug for Metric {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Metric").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+/// All of them, in the order in which they are told.
+pub static LIST: LazyLock<Vec<Metric>> = LazyLock::new(|| {
+    [instance(), frames(), interfaces(), flow_table(), services(), backends(), health(), drains()]
+        .into_iter()
+        .flatten()
+        .collect()
+});
+
+use Kind::{Counter, Gauge, Histogram, Summary};
+
+fn instance() -> Vec<Metric> {
+    vec![
+        Metric::new(
+            Gauge,
+            "sluice_build_info",
+            &["version"],
+            "1; the label is the daemon's version.",
+            |all, family| {
+                family.sample_with("", ("version", &all.figures.status.version), true);
+            },
+        ),
+        one(Gauge, "sluice_ready", "1 if attached and forwarding, else 0.", |figures| {
+            figures.status.ready.into()
+        }),
+        one(
+            Gauge,
+            "sluice_problems",
+            "Things that are wrong; `sluice status` names them.",
+            |figures| (figures.status.problems.len() as u64).into(),
+        ),
+        one(
+            Gauge,
+            "sluice_config_generation",
+            "Counts the changes of what is wanted; kept over restarts.",
+            |figures| figures.status.generation.into(),
+        ),
+        Metric::new(
+            Summary,
+            "sluice_reconciliation_seconds",
+            &[],
+            "How long it took to write into the maps what had changed; since this daemon started.",
+            |all, family| {
+                let reconciliations = &all.figures.status.reconciliations;
+                family.summary("", reconciliations.total, reconciliations.seconds_total);
+            },
+        ),
+        one(
+            Counter,
+            "sluice_reconciliations_failed_total",
+            "Those of them that a map refused; what is missing is tried again each second.",
+            |figures| figures.status.reconciliations.failed_total.into(),
+        ),
+        one(
+            Counter,
+            "sluice_maglev_builds_total",
+            "Maglev tables made and put in place since this daemon started.",
+            |figures| figures.status.reconciliations.maglev_builds_total.into(),
+        ),
+        one(
+            Counter,
+            "sluice_drift_repairs_total",
+            "Writes that mended what somebody else had changed in the maps.",
+            |figures| figures.status.drift_repairs_total.into(),
+        ),
+    ]
+}
+
+fn frames() -> Vec<Metric> {
+    let classes = [Class::Pass, Class::Drop, Class::Answer].map(Class::name).join(", ");
+    vec![Metric::new(
+        Counter,
+        "sluice_frames_total",
+        &["reason", "verdict"],
+        format!(
+            "Frames by what became of them (forward, {classes}) and why; the sum is what was \
+             received."
+        ),
+        |all, family| {
+            let reasons = &all.figures.reasons;
+            family.sample(r#"reason="forwarded",verdict="forward""#, reasons.forwarded);
+            for reason in &reasons.reasons {
+                let verdict = format!(r#"verdict="{}""#, reason.class);
+                family.sample_with(&verdict, ("reason", &reason.name), reason.count);
+            }
+        },
+    )]
+}
+
+fn interfaces() -> Vec<Metric> {
+    vec![
+        of_interface(
+            Gauge,
+            "sluice_interface_attached",
+            "1 if the program is on this interface, else 0.",
+            |interface| Some(interface.attached.into()),
+        ),
+        Metric::new(
+            Gauge,
+            "sluice_interface_xdp_mode",
+            &["interface", "mode"],
+            "1; the label is the mode: native, or generic, which is slow.",
+            |all, family| {
+                for (labels, interface) in &all.interfaces {
+                    family.sample_with(labels, ("mode", &interface.xdp_mode), true);
+                }
+            },
+        ),
+    ]
+}
+
+fn flow_table() -> Vec<Metric> {
+    vec![
+        one(Gauge, "sluice_flow_capacity", "Flows that the flow table can hold.", |figures| {
+            figures.status.flows.capacity.into()
+        }),
+        Metric::new(
+            Gauge,
+            "sluice_flows",
+            &["state"],
+            "Flows in the table; their sum is what is used of it.",
+            |all, family| {
+                for (state, count) in &all.figures.status.flows.by_state {
+                    family.sample_with("", ("state", state), *count);
+                }
+            },
+        ),
+    ]
+}
+
+fn services() -> Vec<Metric> {
+    vec![
+        Metric::new(
+            Gauge,
+            "sluice_service_info",
+            &["affinity", "forwarding", "service", "vip"],
+            "1; the labels are what the service is.",
+            |all, family| {
+                for (labels, api::Service { vip, forwarding, affinity, .. }) in &all.services {
+                    let kind =
+                        format!(r#"affinity="{affinity}",forwarding="{forwarding}",{labels}"#);
+                    family.sample_with(&kind, ("vip", vip), true);
+                }
+            },
+        ),
+        Metric::new(
+            Gauge,
+            "sluice_service_new_flows",
+            &["service", "tier"],
+            "1; the label is who takes new flows: healthy, backup, fail-open or draining backends, \
+             or nobody.",
+            |all, family| {
+                for (labels, service) in &all.services {
+                    family.sample_with(labels, ("tier", &service.new_flows), true);
+                }
+            },
+        ),
+        Metric::new(
+            Gauge,
+            "sluice_service_held",
+            &["service"],
+            "1 if backends that are not well are kept because so many fail at once that the fault \
+             may be ours, else 0.",
+            |all, family| {
+                for (labels, service) in &all.services {
+                    family.sample(labels, service.held.is_some());
+                }
+            },
+        ),
+    ]
+}
+
+fn backends() -> Vec<Metric> {
+    let mut list = vec![
+        of_backend(
+            Counter,
+            "sluice_backend_packets_total",
+            "Frames forwarded to this backend.",
+            |backend| Some(backend.packets_total.into()),
+        ),
+        of_backend(
+            Counter,
+            "sluice_backend_bytes_total",
+            "Bytes of these frames as received, Ethernet header included.",
+            |backend| Some(backend.bytes_total.into()),
+        ),
+    ];
+    list.extend(Event::ALL.map(|event| {
+        let name = format!("sluice_backend_{}_total", event.name());
+        Metric::new(Counter, name, BACKEND, event.help(), move |all, family| {
+            for (labels, backend) in &all.backends {
+                family.sample(labels, backend.total(event));
+            }
+        })
+    }));
+    list.extend([
+        Metric::new(
+            Histogram,
+            "sluice_backend_handshake_seconds",
+            BACKEND,
+            "Time from a client's SYN to its first ACK, to a tick of the kernel; of backends that \
+             have completed a handshake.",
+            |all, family| {
+                for (labels, api::Backend { handshake_times, .. }) in &all.backends {
+                    let api::HandshakeTimes { bounds_seconds, counts, sum_seconds } =
+                        handshake_times;
+                    if counts.iter().any(|count| *count > 0) {
+                        family.histogram(labels, bounds_seconds, counts, *sum_seconds);
+                    }
+                }
+            },
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_active_flows",
+            "Flows that this backend has now.",
+            |backend| Some(backend.active_flows.into()),
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_eligible",
+            "1 if new flows may choose this backend, else 0.",
+            |backend| Some(backend.takes_new_flows.into()),
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_weight",
+            "Share of new flows, relative to those of the service's other backends.",
+            |backend| Some(u64::from(backend.weight).into()),
+        ),
+        Metric::new(
+            Gauge,
+            "sluice_backend_admin_state",
+            &["backend", "service", "state"],
+            format!(
+                "1; the label is what the operator wants of this backend: {}.",
+                api::Admin::ALL.map(api::Admin::name).join(", ")
+            ),
+            |all, family| {
+                for (labels, backend) in &all.backends {
+                    family.sample_with(labels, ("state", backend.admin.name()), true);
+                }
+            },
+        ),
+    ]);
+    list
+}
+
+fn health() -> Vec<Metric> {
+    vec![
+        Metric::new(
+            Gauge,
+            "sluice_backend_health_state",
+            &["backend", "service", "state"],
+            format!(
+                "1; the label is what is seen of this backend: {}.",
+                api::Health::ALL.map(api::Health::name).join(", ")
+            ),
+            |all, family| {
+                for (labels, backend) in &all.backends {
+                    family.sample_with(labels, ("state", backend.health.name()), true);
+                }
+            },
+        ),
+        Metric::new(
+            Counter,
+            "sluice_backend_probes_total",
+            &["backend", "result", "service"],
+            "Probes of this backend by what came of them: well, failed, or not_made for a fault \
+             of this host.",
+            |all, family| {
+                for (labels, backend) in &all.backends {
+                    let api::ProbeTotals { well, failed, not_made } = backend.probes_total;
+                    for (result, count) in
+                        [("well", well), ("failed", failed), ("not_made", not_made)]
+                    {
+                        family.sample_with(labels, ("result", result), count);
+                    }
+                }
+            },
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_probe_age_seconds",
+            "Time since the last probe of this backend ended.",
+            |backend| Some(backend.last_probe.as_ref()?.age_seconds.into()),
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_probe_duration_seconds",
+            "How long the last probe of this backend took.",
+            |backend| Some(backend.last_probe.as_ref()?.seconds.into()),
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_suspect",
+            "1 if SYNs go to this backend and none is answered, else 0.",
+            |backend| Some(backend.suspect.into()),
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_outlier",
+            "1 if this backend completes far fewer handshakes than its pool, else 0.",
+            |backend| Some(backend.outlier.into()),
+        ),
+        one(Counter, "sluice_probes_total", "Probes begun since this daemon started.", |figures| {
+            figures.status.probes.total.into()
+        }),
+        one(
+            Counter,
+            "sluice_probes_late_total",
+            "Probes begun more than 100 ms after they were due.",
+            |figures| figures.status.probes.late_total.into(),
+        ),
+        one(Gauge, "sluice_probes_running", "Probes under way.", |figures| {
+            figures.status.probes.running.into()
+        }),
+        one(Gauge, "sluice_probe_targets", "Backends that are probed.", |figures| {
+            figures.status.probes.targets.into()
+        }),
+    ]
+}
+
+fn drains() -> Vec<Metric> {
+    vec![
+        of_drain(
+            Gauge,
+            "sluice_backend_drain_flows_at_start",
+            "Flows of a backend that drains, or has drained, when new ones had been stopped.",
+            |drain| drain.flows_at_start.map(Into::into),
+        ),
+        of_drain(
+            Gauge,
+            "sluice_backend_drain_flows_left",
+            "Flows that are left of them.",
+            |drain| Some(drain.flows_left.into()),
+        ),
+        of_drain(
+            Gauge,
+            "sluice_backend_drain_flows_cut",
+            "Flows that the drain's deadline cut.",
+            |drain| Some(drain.flows_cut.into()),
+        ),
+        of_drain(
+            Gauge,
+            "sluice_backend_drain_new_flows",
+            "Flows that chose the backend since it drains; more than 0 only as the last resort.",
+            |drain| Some(drain.new_flows_since_drain.into()),
+        ),
+        of_drain(
+            Gauge,
+            "sluice_backend_drain_seconds",
+            "Time since the drain began, until it ended.",
+            |drain| Some(drain.seconds.into()),
+        ),
+        of_drain(
+            Gauge,
+            "sluice_backend_drain_remaining_seconds",
+            "Time until the drain's deadline resets the flows that are left.",
+            |drain| Some(drain.deadline_seconds.into()),
+        ),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What `promtool check metrics` asks for, and more.
+    #[test]
+    fn names_follow_the_conventions() {
+        let mut names: Vec<&str> = Vec::new();
+        for Metric { name, kind, labels, help, .. } in LIST.iter() {
+            assert!(name.starts_with("sluice_"), "{name}");
+            assert_eq!(*kind == Counter, name.ends_with("_total"), "{name}");
+            assert!(help.ends_with('.') && !help.contains('\n'), "{name}: {help}");
+            assert!(labels.is_sorted(), "{name}: {labels:?}");
+            assert!(!labels.contains(&"client"), "{name}");
+            names.push(name);
+        }
+        names.sort_unstable();
+        assert!(names.windows(2).all(|pair| pair[0] != pair[1]), "{names:?}");
+    }
+}
