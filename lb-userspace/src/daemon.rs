@@ -39,7 +39,7 @@ use crate::{
     journal::Entry,
     model::Desired,
     network::{self, Interface, NextHops, Snapshot},
-    observe::{InterfaceSeen, Observed, State},
+    observe::{InterfaceCounts, InterfaceSeen, Observed, State},
     reconcile::{self, Image},
     seed::Seed,
 };
@@ -56,6 +56,8 @@ const TOLD: usize = 20;
 const MEND: u32 = 4;
 /// Pulses between two sweeps of the flow table, and two looks at the interfaces.
 const ROUND: u32 = 5;
+/// Pulses between two looks at what the drivers count of XDP: some must ask their card.
+const DRIVERS: u32 = 5 * ROUND;
 
 /// Runs an instance until SIGTERM or SIGINT.
 ///
@@ -346,6 +348,7 @@ async fn watch_over(
                 pulse = pulse.wrapping_add(1);
                 if pulse.is_multiple_of(ROUND) {
                     look_around(observed, &mut owned).await;
+                    count_frames(observed, pulse).await;
                     probing.follow(observed).await;
                     probing.keep(&instance);
                 }
@@ -418,6 +421,32 @@ async fn look_around(observed: &Observed, owned: &mut BTreeSet<IpAddr>) {
         },
         Err(error) => tracing::warn!("can't put the VIPs on this host: {error:#}"),
     }
+}
+
+/// Reads what the interfaces count, which is to be what our program has decided about.
+async fn count_frames(observed: &Observed, pulse: u32) {
+    let before = block_in_place(|| observed.lock().verdicts());
+    let statistics = match network::statistics().await {
+        Ok(statistics) => statistics,
+        Err(error) => return tracing::warn!("{error}"),
+    };
+    let (found, xdp) = {
+        let state = observed.lock();
+        let found = state.interfaces.iter().filter_map(|seen| seen.found.clone());
+        (found.collect::<Vec<_>>(), state.xdp_counts().clone())
+    };
+    let mut counts = InterfaceCounts { statistics, xdp };
+    if pulse.is_multiple_of(DRIVERS) || counts.xdp.is_empty() {
+        let told = |interface: &Interface| match network::xdp_statistics(&interface.name) {
+            Ok(told) => Some((interface.index, told)),
+            Err(error) => {
+                tracing::debug!("no driver statistics of {}: {error}", interface.name);
+                None
+            }
+        };
+        counts.xdp = found.iter().filter_map(told).collect();
+    }
+    block_in_place(|| observed.lock().take_counts(before, counts));
 }
 
 /// What is done all the time.

@@ -10,6 +10,7 @@ pub mod agent;
 pub mod choice;
 pub mod cli;
 pub mod config;
+pub mod conservation;
 pub mod control;
 pub mod daemon;
 pub mod datapath;

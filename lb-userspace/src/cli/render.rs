@@ -256,6 +256,12 @@ pub fn reasons(reasons: &api::Reasons, all: bool, palette: Palette) -> String {
         exact(reasons.of_class(Class::Drop)),
         exact(reasons.of_class(Class::Answer)),
     );
+    if reasons.unexplained != 0 {
+        text += &format!(
+            "{} frames more were received than have a verdict: see `sluice events`\n",
+            reasons.unexplained
+        );
+    }
     if silent > 0 && !all {
         text += &format!("{} never happened: `--all` shows them too\n", plural(silent, "reason"));
     }

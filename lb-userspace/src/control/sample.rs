@@ -140,6 +140,14 @@ pub fn status() -> api::Status {
             name: "eth0".to_owned(),
             xdp_mode: "native".to_owned(),
             attached: true,
+            counts: Some(api::InterfaceCounts {
+                received_frames_total: 1_334_947,
+                received_bytes_total: 98_765_432,
+                receive_dropped_total: 3,
+                sent_frames_total: 100_055,
+                xdp: [("rx_queue_xdp_tx_errors".to_owned(), 2)].into(),
+                ..api::InterfaceCounts::default()
+            }),
         }],
         services: vec![
             service("api", "[2001:db8::10]:443", "ipip", vec![backend("api-1", "2001:db8:1::11")]),

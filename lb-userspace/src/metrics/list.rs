@@ -1,76 +1,14 @@
 //! The one list of metrics.
 
-use std::{borrow::Cow, fmt, sync::LazyLock};
+use std::sync::LazyLock;
 
 use lb_common::{counters::Event, reason::Class};
 
 use super::{
-    samples::{BACKEND, Labelled, of_backend, of_drain, of_interface, one},
-    text::Family,
+    metric::{Kind, Metric},
+    samples::{BACKEND, of_backend, of_drain, of_interface, one},
 };
 use crate::control::api;
-
-/// A metric: what it is called, what it means, and where its samples come from.
-pub struct Metric {
-    /// Begins with `sluice_`; base units; counters end with `_total`.
-    pub name: Cow<'static, str>,
-    /// What kind of figure it is.
-    pub kind: Kind,
-    /// Names of the labels that its samples have, beside `le` of a histogram's; sorted.
-    #[cfg_attr(not(test), expect(dead_code, reason = "for the reference, which a test keeps"))]
-    pub labels: &'static [&'static str],
-    /// What it means, in sentences.
-    pub help: Cow<'static, str>,
-    /// Writes the samples.
-    pub samples: Box<Samples>,
-}
-
-type Samples = dyn Fn(&Labelled<'_>, &mut Family<'_>) + Send + Sync;
-
-/// What kind of figure a metric is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Only rises, but for a start anew.
-    Counter,
-    /// Rises and falls.
-    Gauge,
-    /// Counts by size.
-    Histogram,
-    /// A count and a sum.
-    Summary,
-}
-
-impl Kind {
-    /// The format's word.
-    pub const fn name(self) -> &'static str {
-        match self {
-            Self::Counter => "counter",
-            Self::Gauge => "gauge",
-            Self::Histogram => "histogram",
-            Self::Summary => "summary",
-        }
-    }
-}
-
-impl Metric {
-    /// A metric of the list.
-    pub fn new(
-        kind: Kind,
-        name: impl Into<Cow<'static, str>>,
-        labels: &'static [&'static str],
-        help: impl Into<Cow<'static, str>>,
-        samples: impl Fn(&Labelled<'_>, &mut Family<'_>) + Send + Sync + 'static,
-    ) -> Self {
-        let (name, help) = (name.into(), help.into());
-        Self { name, kind, labels, help, samples: Box::new(samples) }
-    }
-}
-
-impl fmt::Debug for Metric {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Metric").field("name", &self.name).finish_non_exhaustive()
-    }
-}
 
 /// All of them, in the order in which they are told.
 pub static LIST: LazyLock<Vec<Metric>> = LazyLock::new(|| {
@@ -141,13 +79,13 @@ fn instance() -> Vec<Metric> {
 
 fn frames() -> Vec<Metric> {
     let classes = [Class::Pass, Class::Drop, Class::Answer].map(Class::name).join(", ");
-    vec![Metric::new(
+    let all = Metric::new(
         Counter,
         "sluice_frames_total",
         &["reason", "verdict"],
         format!(
-            "Frames by what became of them (forward, {classes}) and why; the sum is what was \
-             received."
+            "Frames by what became of them (forward, {classes}) and why. The sum is what the \
+             interfaces received, but for probe_undelivered."
         ),
         |all, family| {
             let reasons = &all.figures.reasons;
@@ -157,11 +95,19 @@ fn frames() -> Vec<Metric> {
                 family.sample_with(&verdict, ("reason", &reason.name), reason.count);
             }
         },
-    )]
+    );
+    let unexplained = one(
+        Gauge,
+        "sluice_frames_unexplained",
+        "Frames that the interfaces received and that got no verdict, for certain, since this \
+         daemon started; less than 0: verdicts about frames that they do not tell of.",
+        |figures| figures.reasons.unexplained.into(),
+    );
+    vec![all, unexplained]
 }
 
 fn interfaces() -> Vec<Metric> {
-    vec![
+    let mut list = vec![
         of_interface(
             Gauge,
             "sluice_interface_attached",
@@ -179,7 +125,69 @@ fn interfaces() -> Vec<Metric> {
                 }
             },
         ),
-    ]
+    ];
+    let counts: [(&str, &str, fn(&api::InterfaceCounts) -> u64); 9] = [
+        (
+            "sluice_interface_received_frames_total",
+            "Good frames that the driver took, those included that XDP or the host dropped; since \
+             the interface was made, as all its counts.",
+            |counts| counts.received_frames_total,
+        ),
+        ("sluice_interface_received_bytes_total", "Bytes of the frames received.", |counts| {
+            counts.received_bytes_total
+        }),
+        ("sluice_interface_receive_errors_total", "Bad frames received.", |counts| {
+            counts.receive_errors_total
+        }),
+        (
+            "sluice_interface_receive_dropped_total",
+            "Frames received that driver or host dropped: no room, or nobody wanted them.",
+            |counts| counts.receive_dropped_total,
+        ),
+        (
+            "sluice_interface_receive_missed_total",
+            "Frames that the card dropped because the host did not take them.",
+            |counts| counts.receive_missed_total,
+        ),
+        (
+            "sluice_interface_sent_frames_total",
+            "Frames sent; whether those of XDP are among them is the driver's matter.",
+            |counts| counts.sent_frames_total,
+        ),
+        ("sluice_interface_sent_bytes_total", "Bytes of the frames sent.", |counts| {
+            counts.sent_bytes_total
+        }),
+        ("sluice_interface_send_errors_total", "Frames that could not be sent.", |counts| {
+            counts.send_errors_total
+        }),
+        ("sluice_interface_send_dropped_total", "Frames dropped on their way out.", |counts| {
+            counts.send_dropped_total
+        }),
+    ];
+    list.extend(counts.map(|(name, help, count)| {
+        Metric::new(Counter, name, &["interface"], help, move |all, family| {
+            for (labels, interface) in &all.interfaces {
+                if let Some(counts) = &interface.counts {
+                    family.sample(labels, count(counts));
+                }
+            }
+        })
+    }));
+    list.push(Metric::new(
+        Counter,
+        "sluice_interface_xdp_statistics_total",
+        &["interface", "statistic"],
+        "What the driver counts of XDP, by its own names (`ethtool -S`), all queues together: look \
+         for errors and for frames that it could not send.",
+        |all, family| {
+            for (labels, interface) in &all.interfaces {
+                for (statistic, count) in interface.counts.iter().flat_map(|counts| &counts.xdp) {
+                    family.sample_with(labels, ("statistic", statistic), *count);
+                }
+            }
+        },
+    ));
+    list
 }
 
 fn flow_table() -> Vec<Metric> {

@@ -9,6 +9,7 @@
 //! our own process.
 
 mod list;
+mod metric;
 mod process;
 #[cfg(test)]
 mod reference;
@@ -66,6 +67,9 @@ mod tests {
                 "sluice_build_info{version=\"0.1.0\"} 1",
                 "sluice_ready 1",
                 "sluice_problems 1",
+                "sluice_interface_received_frames_total{interface=\"eth0\"} 1334947",
+                "sluice_interface_xdp_statistics_total{interface=\"eth0\",statistic=\"rx_queue_xdp_tx_errors\"} 2",
+                "sluice_frames_unexplained 0",
                 "sluice_interface_attached{interface=\"eth0\"} 1",
                 "sluice_interface_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
                 "sluice_flow_capacity 1048576",

@@ -2,7 +2,7 @@
 
 use std::{env, fmt::Write as _, fs, path::Path};
 
-use super::list::{LIST, Metric};
+use super::{list::LIST, metric::Metric};
 
 /// Set it to have the page written anew.
 const WRITE: &str = "SLUICE_WRITE_DOCS";

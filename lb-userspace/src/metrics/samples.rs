@@ -3,7 +3,7 @@
 
 use super::{
     Figures,
-    list::{Kind, Metric},
+    metric::{Kind, Metric},
     text::{Family, Value, label},
 };
 use crate::control::api;

@@ -3,7 +3,7 @@
 
 use std::fmt::{self, Write as _};
 
-use super::list::Metric;
+use super::metric::Metric;
 
 /// What is written so far.
 #[derive(Debug, Default)]
@@ -172,7 +172,7 @@ fn push_label(text: &mut String, name: &str, value: &str) {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::metrics::list::Kind;
+    use crate::metrics::metric::Kind;
 
     fn written(kind: Kind, samples: impl Fn(&mut Family<'_>)) -> String {
         let metric = Metric::new(kind, "m", &[], "What it\nis.", |_, _| {});

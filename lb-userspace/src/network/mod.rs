@@ -1,22 +1,23 @@
-//! What Sluice asks of the host's network, all by netlink and `/proc/sys`: where the next hop
-//! of each backend is, which interfaces there are, the VIPs and NAT addresses on loopback, ARP
-//! settings, the ports of the host's own sockets.
+//! What Sluice asks of the host's network, by netlink, ioctl and `/proc/sys`: where the next hop
+//! of each backend is, which interfaces there are and what they count, the VIPs and NAT addresses
+//! on loopback, ARP settings, the ports of the host's own sockets.
 //!
 //! Everything happens in the network namespace of the calling thread. The kernel answers a
 //! netlink request inside `sendto`, so a driver that holds the kernel's network lock for
 //! seconds stalls the asking thread as long: run on tokio's multi-threaded runtime.
 
 mod addresses;
+mod ethtool;
 #[cfg(test)]
 pub(crate) mod lab;
 mod links;
 mod neighbours;
 mod netlink;
 mod next_hop;
-mod offloads;
 mod probe_namespace;
 mod resolver;
 mod routes;
+mod statistics;
 mod sysctl;
 
 use std::{io, path::PathBuf};
@@ -30,6 +31,7 @@ pub use self::{
     next_hop::{NextHop, Unresolved},
     probe_namespace::{NamespaceError, ProbeNamespace},
     resolver::{NextHops, Snapshot},
+    statistics::{Statistics, statistics, xdp_statistics},
     sysctl::{Ipv4Setting, Sysctl, port_clash},
 };
 

@@ -42,10 +42,9 @@ use rtnetlink::packet_route::{
 use tokio::{net::TcpSocket, runtime::Handle, sync::oneshot};
 
 use super::{
-    Error, Failure, Interface, addresses,
+    Error, Failure, Interface, addresses, ethtool,
     links::{self, Links},
     netlink::{CREATE_NEW, Netlink},
-    offloads,
 };
 
 /// The host's end; the kernel puts the first number there that is free (`dev_alloc_name`,
@@ -135,7 +134,7 @@ impl ProbeNamespace {
                     source,
                 })?;
             }
-            offloads::switch_off(FAR_END).map_err(|source| NamespaceError::SetUp {
+            ethtool::switch_offloads_off(FAR_END).map_err(|source| NamespaceError::SetUp {
                 attempt: "switch the offloads off".to_owned(),
                 source,
             })

@@ -4,6 +4,7 @@
 mod flows;
 mod forwarding;
 mod health;
+mod interfaces;
 mod state;
 mod status;
 mod traffic;
@@ -14,7 +15,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::Notify;
 
-pub use self::state::{InterfaceSeen, State};
+pub use self::{
+    interfaces::{InterfaceCounts, Verdicts},
+    state::{InterfaceSeen, State},
+};
 use crate::{
     control::{Control, Peer, api},
     intent::Refusal,
@@ -66,7 +70,9 @@ impl Control for Observed {
 
     fn reasons(&self) -> api::Reasons {
         let state = self.lock();
-        api::Reasons::new(status::forwarded(&state), &status::reason_counts(&state))
+        let unexplained = state.ledger.unexplained();
+        let counts = status::reason_counts(&state);
+        api::Reasons { unexplained, ..api::Reasons::new(status::forwarded(&state), &counts) }
     }
     fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain> {
         self.lock().drains(filter)

@@ -10,8 +10,9 @@ use std::{
 use anyhow::Result;
 use lb_common::{abi::Settings, address::Address, counters::Event};
 
-use super::{traffic::Pools, trouble::Onsets};
+use super::{InterfaceCounts, traffic::Pools, trouble::Onsets};
 use crate::{
+    conservation::Ledger,
     control::api::{self, EventKind},
     datapath::{Datapath, IdleLimits, Sweep},
     drain::{Admin, Moment},
@@ -64,6 +65,14 @@ pub struct State {
     pub sweep: Sweep,
     /// The interfaces as last seen.
     pub interfaces: Vec<InterfaceSeen>,
+    /// What interfaces count, as last seen.
+    pub(super) counts: InterfaceCounts,
+    /// Whether that is what our program has decided about.
+    pub(super) ledger: Ledger,
+    /// Frames that were sent to backends which are gone since this daemon started.
+    pub(super) retired_packets: u64,
+    /// Another number: counters of backends began anew, or are counted no more.
+    pub(super) counters_epoch: u64,
     /// Why the last reconciliation failed, if it did.
     pub reconcile_error: Option<String>,
     /// Why what was changed at run time is not on disk, if it is not.
@@ -152,6 +161,10 @@ impl State {
             onsets: Onsets::default(),
             sweep: Sweep::default(),
             interfaces: Vec::new(),
+            counts: InterfaceCounts::default(),
+            ledger: Ledger::default(),
+            retired_packets: 0,
+            counters_epoch: 0,
             reconcile_error: None,
             keep_error: None,
             reload_error: None,
@@ -195,8 +208,16 @@ impl State {
         }
         tracing::debug!(writes = writes.len(), "reconciling");
         let begun = Instant::now();
+        let gone = reconcile::backends_removed(&writes);
+        let retiring = self.datapath.maps.packets(&gone)?;
         let result = reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image);
         self.changed = Instant::now();
+        if !gone.is_empty() || reconcile::clears_counters(&writes) {
+            self.counters_epoch += 1;
+        }
+        if result.is_ok() {
+            self.retired_packets += retiring;
+        }
         let figures = &mut self.reconciliations;
         figures.total += 1;
         figures.seconds_total += begun.elapsed().as_secs_f64();

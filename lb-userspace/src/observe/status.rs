@@ -33,6 +33,7 @@ pub(super) fn status(state: &State) -> api::Status {
                 }
                 .to_owned(),
                 attached: ours.is_some(),
+                counts: seen.found.as_ref().and_then(|f| state.interface_counts(f.index)),
             }
         })
         .collect();
@@ -259,9 +260,12 @@ fn describe(next_hop: Option<&Result<NextHop, Unresolved>>) -> String {
     }
 }
 
-/// Frames sent to backends, the removed ones' not included.
+/// Frames sent to backends, those included that this daemon has seen go.
 pub(super) fn forwarded(state: &State) -> u64 {
-    Counted::of(state).counters.values().map(|counters| counters.traffic.forwarded()).sum()
+    state.forwarded().unwrap_or_else(|error| {
+        tracing::warn!("can't read the counters: {error:#}");
+        0
+    })
 }
 
 /// Frames not forwarded, by reason.

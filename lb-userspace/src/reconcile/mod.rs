@@ -11,6 +11,6 @@ pub use self::{
     apply::{apply, look, read},
     drift::{describe, repairs},
     image::{Filter, Image, ServiceImage},
-    plan::{InUse, Write, plan, tables},
+    plan::{InUse, Write, backends_removed, clears_counters, plan, tables},
     wanted::{Resolved, WantedBackend, WantedService, wanted},
 };

@@ -75,6 +75,22 @@ pub fn tables(writes: &[Write]) -> u64 {
     writes.iter().filter(|write| matches!(write, Write::Slots { .. })).count() as u64
 }
 
+/// Whether some of these writes begin counters anew.
+pub fn clears_counters(writes: &[Write]) -> bool {
+    writes.iter().any(|write| matches!(write, Write::ClearCounters(_)))
+}
+
+/// Indices of the backends that these writes remove, sorted.
+pub fn backends_removed(writes: &[Write]) -> Vec<u16> {
+    let index = |write: &Write| match write {
+        Write::RemoveBackend(index) => Some(*index),
+        _ => None,
+    };
+    let mut indices: Vec<u16> = writes.iter().filter_map(index).collect();
+    indices.sort_unstable();
+    indices
+}
+
 /// What the flow table says of what nobody wants any more.
 pub trait InUse {
     /// Whether the last flow of a backend has ended.

@@ -4,6 +4,7 @@
 mod change;
 mod event;
 mod handshakes;
+mod interface;
 mod probe;
 mod trouble;
 
@@ -23,6 +24,7 @@ pub use self::change::{
 pub use self::{
     event::{Event, EventFilter, EventKind, Events},
     handshakes::HandshakeTimes,
+    interface::{Interface, InterfaceCounts},
     probe::{LastProbe, ProbeTotals},
     trouble::{Severity, Trouble, TroubleKind, Verdict},
 };
@@ -62,17 +64,6 @@ pub struct Status {
     pub problems: Vec<String>,
     /// What is not as it should be, or was taken out by an operator, the worst first.
     pub troubles: Vec<Trouble>,
-}
-
-/// An interface of the config.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Interface {
-    /// Its name.
-    pub name: String,
-    /// `native` or `generic`; what was asked for while it is not attached.
-    pub xdp_mode: String,
-    /// Whether our program is on it.
-    pub attached: bool,
 }
 
 /// A service.
@@ -328,6 +319,9 @@ pub struct Reasons {
     pub received: u64,
     /// Frames sent to a backend.
     pub forwarded: u64,
+    /// Frames that the interfaces received beyond that, for certain, since this daemon compares;
+    /// less than 0: verdicts about frames that they do not tell of.
+    pub unexplained: i64,
     /// Every reason, in the order of their numbers.
     pub reasons: Vec<ReasonCount>,
 }
@@ -514,7 +508,7 @@ impl Reasons {
             })
             .collect();
         let others: u64 = reasons.iter().map(|reason| reason.count).sum();
-        Self { received: forwarded + others, forwarded, reasons }
+        Self { received: forwarded + others, forwarded, unexplained: 0, reasons }
     }
 
     /// How many frames ended in this class.

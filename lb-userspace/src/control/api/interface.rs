@@ -1,0 +1,64 @@
+//! The interfaces where clients' frames arrive.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::network::Statistics;
+
+/// An interface of the config.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interface {
+    /// Its name.
+    pub name: String,
+    /// `native` or `generic`; what was asked for while it is not attached.
+    pub xdp_mode: String,
+    /// Whether our program is on it.
+    pub attached: bool,
+    /// What it counts, a second ago at most; `None`: there is no such interface, or it was not
+    /// read yet.
+    pub counts: Option<InterfaceCounts>,
+}
+
+/// What kernel and driver count of an interface, since it was made.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceCounts {
+    /// Good frames that the driver took, those included that XDP or the host dropped.
+    pub received_frames_total: u64,
+    /// Their bytes.
+    pub received_bytes_total: u64,
+    /// Bad frames.
+    pub receive_errors_total: u64,
+    /// Frames that driver or host dropped, for want of room or of anybody who wants them.
+    pub receive_dropped_total: u64,
+    /// Frames that the card dropped because the host did not take them.
+    pub receive_missed_total: u64,
+    /// Frames sent.
+    pub sent_frames_total: u64,
+    /// Their bytes.
+    pub sent_bytes_total: u64,
+    /// Frames that could not be sent.
+    pub send_errors_total: u64,
+    /// Frames dropped on their way out.
+    pub send_dropped_total: u64,
+    /// What the driver counts of XDP, by its own names, all queues together.
+    pub xdp: BTreeMap<String, u64>,
+}
+
+impl InterfaceCounts {
+    /// From what the kernel counts, and the driver.
+    pub fn new(statistics: &Statistics, xdp: BTreeMap<String, u64>) -> Self {
+        Self {
+            received_frames_total: statistics.received_frames,
+            received_bytes_total: statistics.received_bytes,
+            receive_errors_total: statistics.receive_errors,
+            receive_dropped_total: statistics.receive_dropped,
+            receive_missed_total: statistics.receive_missed,
+            sent_frames_total: statistics.sent_frames,
+            sent_bytes_total: statistics.sent_bytes,
+            send_errors_total: statistics.send_errors,
+            send_dropped_total: statistics.send_dropped,
+            xdp,
+        }
+    }
+}
