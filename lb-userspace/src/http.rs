@@ -17,8 +17,8 @@ use axum::{
 use tokio::net::TcpListener;
 
 use crate::{
-    control::{Calls, Control, api, serve_connections},
-    metrics::{self, Figures},
+    control::{Calls, Control, serve_connections},
+    metrics,
 };
 
 /// Why monitoring can't be served. Forwarding and the control socket don't need it.
@@ -78,12 +78,7 @@ async fn readyz(State(calls): State<Calls>) -> Response {
 
 async fn metrics(State(calls): State<Calls>) -> Response {
     ask(&calls, |control| {
-        let figures = Figures {
-            status: control.status(),
-            reasons: control.reasons(),
-            drains: control.drains(&api::DrainFilter::default()),
-        };
-        let text = metrics::exposition(&figures);
+        let text = metrics::exposition(&control.figures());
         ([(header::CONTENT_TYPE, prometheus::TEXT_FORMAT)], text).into_response()
     })
     .await

@@ -16,7 +16,7 @@ pub(crate) use calls::Calls;
 pub(crate) use connections::serve_connections;
 pub use server::Peer;
 
-use crate::intent::Refusal;
+use crate::{intent::Refusal, metrics::Figures};
 
 /// What the daemon can tell, and be made to do. Calls may block for as long as a scan of the flow
 /// table takes; the servers make them off the event loop.
@@ -29,6 +29,9 @@ pub trait Control: Send + Sync + 'static {
 
     /// What became of every frame.
     fn reasons(&self) -> api::Reasons;
+
+    /// What the metrics are made from, all of one moment.
+    fn figures(&self) -> Figures;
 
     /// How drains go, or went.
     fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain>;

@@ -8,7 +8,7 @@ use std::{
 use lb_common::{abi::HandshakeTimes, flow::State, reason::Reason};
 
 use super::{Control, Peer, api};
-use crate::{drain::Moment, health, intent::Refusal, model::Via};
+use crate::{drain::Moment, health, intent::Refusal, metrics::Figures, model::Via};
 
 /// Always the same answers; ready or not.
 pub struct Sample {
@@ -46,6 +46,10 @@ impl Control for Sample {
 
     fn reasons(&self) -> api::Reasons {
         reasons()
+    }
+
+    fn figures(&self) -> Figures {
+        Figures { status: self.status(), reasons: reasons(), drains: drains() }
     }
 
     fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain> {

@@ -23,7 +23,7 @@ use super::{
     sample::{self, Sample},
     server::{self, Claim},
 };
-use crate::intent::Refusal;
+use crate::{intent::Refusal, metrics::Figures};
 
 /// A daemon's socket in a directory of its own.
 struct Daemon {
@@ -166,6 +166,10 @@ impl Control for Broken {
 
     fn reasons(&self) -> api::Reasons {
         sample::reasons()
+    }
+
+    fn figures(&self) -> Figures {
+        panic!("a defect")
     }
 
     fn drains(&self, _: &api::DrainFilter) -> Vec<api::Drain> {

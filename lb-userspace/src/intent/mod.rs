@@ -146,10 +146,14 @@ impl Intent {
         self.generation
     }
 
+    /// A service as the file has it; `None`: it is not in the file.
+    pub fn declared_service(&self, service: &str) -> Option<&Service> {
+        self.declared.desired.service(service)
+    }
+
     /// The weight that the file gives a backend; `None`: it is not in the file.
     pub fn declared_weight(&self, service: &str, backend: &str) -> Option<u16> {
-        let service = self.declared.desired.service(service)?;
-        Some(service.backend(backend)?.weight)
+        Some(self.declared_service(service)?.backend(backend)?.weight)
     }
 
     /// All of it: the file with what was said on top, and what is leaving at the end.

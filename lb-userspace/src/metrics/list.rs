@@ -226,7 +226,7 @@ fn services() -> Vec<Metric> {
         ),
         Metric::new(
             Gauge,
-            "sluice_service_new_flows",
+            "sluice_service_tier",
             &["service", "tier"],
             "1; the label is who takes new flows: healthy, backup, fail-open or draining backends, \
              or nobody.",

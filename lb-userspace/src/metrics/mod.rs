@@ -19,7 +19,7 @@ mod text;
 use self::text::Text;
 use crate::control::api;
 
-/// Everything that the metrics are made from. All totals are of the same instant, or nearly.
+/// Everything that the metrics are made from: a copy, so that nobody waits for the text.
 #[derive(Debug)]
 pub struct Figures {
     /// What the instance is and does.
@@ -75,7 +75,7 @@ mod tests {
                 "sluice_flow_capacity 1048576",
                 "sluice_flows{state=\"old\"} 1131",
                 "sluice_service_info{affinity=\"none\",forwarding=\"l2\",service=\"web\",vip=\"203.0.113.10:80\"} 1",
-                "sluice_service_new_flows{service=\"web\",tier=\"healthy\"} 1",
+                "sluice_service_tier{service=\"web\",tier=\"healthy\"} 1",
                 "sluice_backend_active_flows{backend=\"web-1\",service=\"web\"} 12",
                 "sluice_backend_weight{backend=\"web-2\",service=\"web\"} 50",
                 "sluice_backend_eligible{backend=\"web-1\",service=\"web\"} 1",

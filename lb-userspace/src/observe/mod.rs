@@ -22,6 +22,7 @@ pub use self::{
 use crate::{
     control::{Control, Peer, api},
     intent::Refusal,
+    metrics::Figures,
 };
 
 /// The daemon's state, shared between its loop and those who ask.
@@ -69,11 +70,18 @@ impl Control for Observed {
     }
 
     fn reasons(&self) -> api::Reasons {
-        let state = self.lock();
-        let unexplained = state.ledger.unexplained();
-        let counts = status::reason_counts(&state);
-        api::Reasons { unexplained, ..api::Reasons::new(status::forwarded(&state), &counts) }
+        status::reasons(&self.lock())
     }
+
+    fn figures(&self) -> Figures {
+        let state = self.lock();
+        Figures {
+            status: status::status(&state),
+            reasons: status::reasons(&state),
+            drains: state.drains(&api::DrainFilter::default()),
+        }
+    }
+
     fn drains(&self, filter: &api::DrainFilter) -> Vec<api::Drain> {
         self.lock().drains(filter)
     }

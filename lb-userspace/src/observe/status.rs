@@ -5,7 +5,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use lb_common::{address::Address, counters::Event, flow, reason::Reason};
+use lb_common::{abi::ServiceKey, address::Address, counters::Event, flow, reason::Reason};
 
 use super::{State, why::why};
 use crate::{
@@ -81,6 +81,7 @@ fn probes(state: &State) -> api::Probes {
 
 /// Every backend of the maps with its counters, found by what it is.
 struct Counted {
+    services: HashMap<ServiceKey, u16>,
     by_identity: HashMap<(u16, Address, [u8; 2]), u16>,
     counters: BTreeMap<u16, BackendCounters>,
     /// What their probes have come to.
@@ -91,6 +92,8 @@ struct Counted {
 impl Counted {
     fn of(state: &State) -> Self {
         let indices: Vec<u16> = state.image.backends.keys().copied().collect();
+        let services = state.image.services.iter();
+        let services = services.map(|(index, image)| (image.service.key, *index)).collect();
         let by_identity = state
             .image
             .backends
@@ -101,9 +104,10 @@ impl Counted {
         match state.datapath.maps.counters(&indices) {
             Ok(counters) => {
                 let counters = indices.into_iter().zip(counters).collect();
-                Self { by_identity, counters, seen, error: None }
+                Self { services, by_identity, counters, seen, error: None }
             }
             Err(error) => Self {
+                services,
                 by_identity,
                 counters: BTreeMap::new(),
                 seen,
@@ -114,13 +118,8 @@ impl Counted {
 }
 
 fn service(state: &State, counted: &Counted, service: &Service) -> api::Service {
-    let key = service.key();
-    let index = state
-        .image
-        .services
-        .iter()
-        .find(|(_, image)| image.service.key == key)
-        .map(|(index, _)| *index);
+    let index = counted.services.get(&service.key()).copied();
+    let declared = state.intent.declared_service(&service.name);
     let choice = choose(service, |backend| state.condition(service, backend));
     let mut backends: Vec<api::Backend> = service
         .backends
@@ -132,7 +131,9 @@ fn service(state: &State, counted: &Counted, service: &Service) -> api::Service 
                 .and_then(|index| counted.by_identity.get(&(index, identity.0, identity.1)))
                 .copied();
             let standing = state.judge.standings().of(service, wanted);
+            let declared = declared.and_then(|declared| declared.backend(&wanted.name));
             api::Backend {
+                declared_weight: declared.map(|declared| declared.weight),
                 takes_new_flows: *takes,
                 why: why(wanted, standing, choice.tier, *takes),
                 ..backend(state, counted, service, wanted, place)
@@ -189,7 +190,7 @@ fn backend(
         address: wanted.address,
         port: wanted.port,
         weight: wanted.weight,
-        declared_weight: state.intent.declared_weight(&service.name, &wanted.name),
+        declared_weight: None,
         backup: wanted.backup,
         admin: wanted.admin.into(),
         leaving: wanted.leaving,
@@ -261,15 +262,21 @@ fn describe(next_hop: Option<&Result<NextHop, Unresolved>>) -> String {
 }
 
 /// Frames sent to backends, those included that this daemon has seen go.
-pub(super) fn forwarded(state: &State) -> u64 {
+fn forwarded(state: &State) -> u64 {
     state.forwarded().unwrap_or_else(|error| {
         tracing::warn!("can't read the counters: {error:#}");
         0
     })
 }
 
+/// What became of every frame.
+pub(super) fn reasons(state: &State) -> api::Reasons {
+    let unexplained = state.ledger.unexplained();
+    api::Reasons { unexplained, ..api::Reasons::new(forwarded(state), &reason_counts(state)) }
+}
+
 /// Frames not forwarded, by reason.
-pub(super) fn reason_counts(state: &State) -> Vec<u64> {
+fn reason_counts(state: &State) -> Vec<u64> {
     state.datapath.maps.reason_counts().unwrap_or_else(|error| {
         tracing::warn!("can't read the reasons: {error:#}");
         vec![0; Reason::ALL.len()]
