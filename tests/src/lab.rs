@@ -37,6 +37,7 @@ mod namespace;
 mod nginx;
 mod numbers;
 mod process;
+mod prometheus;
 mod raw;
 mod sluice;
 mod stream;
@@ -69,6 +70,7 @@ pub use self::{
     nginx::Nginx,
     numbers::{Arrived, Numbers},
     process::{Process, Stopped},
+    prometheus::{Prometheus, promtool},
     raw::{RawSocket, Received},
     sluice::{Sluice, dataplane, service, service_with, sluice_binary},
     stream::{BrokenStream, StreamPlan, StreamServer, Streams},

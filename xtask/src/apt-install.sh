@@ -16,7 +16,8 @@ apt-get install -q -y --no-install-recommends --no-remove \
 
 # Nor start it at the next boot. A service that was there before is not in our arguments.
 for package in "$@"; do
-    if [ "$package" = nginx ]; then
-        systemctl disable nginx >/dev/null 2>&1 || update-rc.d nginx disable >/dev/null 2>&1 || true
-    fi
+    case "$package" in nginx | prometheus)
+        systemctl disable "$package" >/dev/null 2>&1 || update-rc.d "$package" disable >/dev/null 2>&1 || true
+        ;;
+    esac
 done

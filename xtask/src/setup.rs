@@ -29,6 +29,8 @@ const PROGRAMS: [(&str, &str); 9] = [
     ("ip", "iproute2"),
     ("nginx", "nginx"),
     ("ping", "iputils-ping"),
+    ("prometheus", "prometheus"),
+    ("promtool", "prometheus"),
     ("tcpdump", "tcpdump"),
     ("tmux", "tmux"),
 ];

@@ -14,6 +14,7 @@ mod forwarding;
 mod health;
 mod laboratory;
 mod life;
+mod metrics;
 mod nat_setup;
 mod networks;
 mod observe;
