@@ -380,6 +380,12 @@ impl Lab {
         self.trunk.as_ref().map_or((0, 0), Trunk::tagged_frames)
     }
 
+    /// The other end of the cable in a machine's `eth0`: what is sent there arrives as it is,
+    /// whatever a switch would say to it.
+    pub fn wire(&self, host: &Host) -> Result<RawSocket> {
+        RawSocket::open(&self.switch, host.interfaces()[0].port(), DEADLINE)
+    }
+
     /// Takes a backend's cable out of the switch: it is gone without a word.
     pub fn unplug(&self, host: &Host) -> Result<()> {
         self.set_port(host, "down")

@@ -4,6 +4,7 @@
 
 mod agent;
 mod churn;
+mod conservation;
 mod death;
 mod doctor;
 mod drain;
