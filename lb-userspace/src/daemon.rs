@@ -168,7 +168,7 @@ async fn start(
     };
     let is_new = image.is_none();
     let mut state =
-        State::new(instance.clone(), restored, datapath, image.unwrap_or_else(Image::default));
+        State::new(instance.clone(), restored, datapath, image.unwrap_or_else(Image::default))?;
     state.next_hops = snapshots.borrow().clone();
     state.notes.extend(ignored_settings(&state));
     state.notes.extend(doubtful_ports(&state));

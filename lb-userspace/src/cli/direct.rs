@@ -22,7 +22,9 @@ use crate::{
     instance::Instance,
     intent::kept,
     journal::{self, Entry, Journal},
-    network, reconcile,
+    network,
+    observe::retired,
+    reconcile,
 };
 
 /// How long a daemon may take to stop.
@@ -42,6 +44,7 @@ pub async fn detach(instance: &Instance) -> Result<()> {
         let _ = writeln!(io::stderr(), "instance {instance} is not attached: nothing to do");
     }
     health::kept::forget(&instance.state()).context("forget what was seen of the backends")?;
+    retired::forget(&instance.state()).context("forget what was sent to backends before")?;
     kept::forget(&instance.state()).with_context(|| {
         format!("forget what was said at run time, in {}", instance.state().display())
     })

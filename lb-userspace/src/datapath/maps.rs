@@ -304,6 +304,11 @@ impl Maps {
         Ok(slots)
     }
 
+    /// Id of the map that holds the backends' traffic.
+    pub fn traffic_id(&self) -> Result<u32> {
+        Ok(self.traffic.map().info().context("ask for a map's id")?.id())
+    }
+
     /// Traffic of the backends of one chunk, a row for each CPU.
     pub(super) fn traffic(&self, chunk: u32) -> Result<Vec<TrafficChunk>> {
         rows(&self.traffic, chunk).context("read TRAFFIC")

@@ -52,7 +52,7 @@ impl State {
     /// If the counters can't be read.
     pub(super) fn forwarded(&self) -> anyhow::Result<u64> {
         let present: Vec<u16> = self.image.backends.keys().copied().collect();
-        Ok(self.retired_packets + self.datapath.maps.packets(&present)?)
+        Ok(self.retired.packets() + self.datapath.maps.packets(&present)?)
     }
 
     /// Takes in what interfaces count, and compares it with the verdicts before it was read, and

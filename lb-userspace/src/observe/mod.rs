@@ -5,6 +5,7 @@ mod flows;
 mod forwarding;
 mod health;
 mod interfaces;
+pub(crate) mod retired;
 mod state;
 mod status;
 mod traffic;

@@ -10,7 +10,11 @@ use std::{
 use anyhow::Result;
 use lb_common::{abi::Settings, address::Address, counters::Event};
 
+<<<<<<< HEAD
 use super::{InterfaceCounts, traffic::Pools, trouble::Onsets};
+=======
+use super::{InterfaceCounts, retired::Retired, traffic::Pools};
+>>>>>>> a8f3b8c (conservation: keep the frames of backends that are gone)
 use crate::{
     conservation::Ledger,
     control::api::{self, EventKind},
@@ -25,7 +29,11 @@ use crate::{
     journal::{Entry, Journal},
     model::{Backend, Desired, Identity, IdleTimeouts, PortRange, Service},
     network::{Interface, Snapshot, XdpProgram},
+<<<<<<< HEAD
     reconcile::{self, Image, InUse, ServiceImage},
+=======
+    reconcile::{self, Image, ServiceImage, Write},
+>>>>>>> a8f3b8c (conservation: keep the frames of backends that are gone)
 };
 
 /// Services whose Maglev tables are compared slot by slot in one look at the maps: some 10 ms.
@@ -69,8 +77,8 @@ pub struct State {
     pub(super) counts: InterfaceCounts,
     /// Whether that is what our program has decided about.
     pub(super) ledger: Ledger,
-    /// Frames that were sent to backends which are gone since this daemon started.
-    pub(super) retired_packets: u64,
+    /// Frames that were sent to backends which are gone.
+    pub(super) retired: Retired,
     /// Another number: counters of backends began anew, or are counted no more.
     pub(super) counters_epoch: u64,
     /// Why the last reconciliation failed, if it did.
@@ -138,11 +146,24 @@ impl InUse for LastSweep<'_> {
 
 impl State {
     /// A state about which nothing has been seen yet.
-    pub fn new(instance: Instance, restored: Restored, datapath: Datapath, image: Image) -> Self {
+    ///
+    /// # Errors
+    /// If the kernel does not tell of a map.
+    pub fn new(
+        instance: Instance,
+        restored: Restored,
+        datapath: Datapath,
+        image: Image,
+    ) -> Result<Self> {
         let Restored { intent, store, notes } = restored;
         let kept_health = health::kept::read(&instance.state());
+<<<<<<< HEAD
         let desired = intent.desired();
         Self {
+=======
+        let retired = Retired::restore(&instance.state(), datapath.maps.traffic_id()?);
+        Ok(Self {
+>>>>>>> a8f3b8c (conservation: keep the frames of backends that are gone)
             journal: Journal::of(&instance.state()),
             instance,
             since: SystemTime::now(),
@@ -163,7 +184,7 @@ impl State {
             interfaces: Vec::new(),
             counts: InterfaceCounts::default(),
             ledger: Ledger::default(),
-            retired_packets: 0,
+            retired,
             counters_epoch: 0,
             reconcile_error: None,
             keep_error: None,
@@ -177,7 +198,7 @@ impl State {
             changed: Instant::now(),
             swept: None,
             close_look: 0,
-        }
+        })
     }
 
     /// What NAT takes its ports from, whatever has been asked for since.
@@ -208,16 +229,9 @@ impl State {
         }
         tracing::debug!(writes = writes.len(), "reconciling");
         let begun = Instant::now();
-        let gone = reconcile::backends_removed(&writes);
-        let retiring = self.datapath.maps.packets(&gone)?;
         let result = reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image);
         self.changed = Instant::now();
-        if !gone.is_empty() || reconcile::clears_counters(&writes) {
-            self.counters_epoch += 1;
-        }
-        if result.is_ok() {
-            self.retired_packets += retiring;
-        }
+        self.retire(&writes);
         let figures = &mut self.reconciliations;
         figures.total += 1;
         figures.seconds_total += begun.elapsed().as_secs_f64();
@@ -228,10 +242,24 @@ impl State {
         result
     }
 
+<<<<<<< HEAD
     /// The smallest MTU of the interfaces where clients' packets arrive, if they are known.
     fn client_mtu(&self) -> Option<u16> {
         let found = self.interfaces.iter().filter_map(|seen| seen.found.as_ref());
         found.map(|interface| u16::try_from(interface.mtu).unwrap_or(u16::MAX)).min()
+=======
+    /// After these writes: the frames of backends that are gone stay in the sum of all verdicts.
+    fn retire(&mut self, writes: &[Write]) {
+        let mut gone = reconcile::backends_removed(writes);
+        gone.retain(|index| !self.image.backends.contains_key(index));
+        match self.datapath.maps.packets(&gone) {
+            Ok(packets) => self.retired.add(packets),
+            Err(error) => tracing::warn!("can't read the counters: {error:#}"),
+        }
+        if !gone.is_empty() || reconcile::clears_counters(writes) {
+            self.counters_epoch += 1;
+        }
+>>>>>>> a8f3b8c (conservation: keep the frames of backends that are gone)
     }
 
     /// [`Self::reconcile`], with what went wrong kept for those who ask, and logged once.

@@ -129,6 +129,32 @@ fn a_soup_of_frames_has_a_verdict_each() {
 }
 
 #[test]
+fn frames_of_a_backend_that_is_gone_stay_counted() {
+    if !is_privileged() {
+        return;
+    }
+    let (scene, mut sluice) = Scene::forwarding(Plan::default(), VIP4, "l2", Family::V4);
+    assert_eq!(scene.request(VIP4, 60).failed(), 0);
+    let before = Count::at_rest(&scene);
+    sluice.cli_ok(&["backend", "remove", "web", scene.backends()[0]]).unwrap();
+    until("the backend to be gone", 6 * DEADLINE, || {
+        let status = sluice.status().unwrap();
+        (status["services"][0]["backends"].as_array().unwrap().len() == 2).then_some(())
+    })
+    .unwrap();
+    // It goes from the maps with the next round.
+    let removed = Count::at_rest(&scene);
+    let forwarded = |count: &Count| count.by_reason["forwarded"];
+    assert!(forwarded(&removed) >= forwarded(&before), "{before:?}\n{removed:?}");
+    assert_eq!(removed.unexplained, 0, "{removed:?}");
+    let kept = sluice.state().join("retired.json");
+    assert!(kept.exists(), "{}", kept.display());
+    sluice.restart().unwrap();
+    let restarted = Count::at_rest(&scene);
+    assert_eq!(forwarded(&restarted), forwarded(&removed), "{removed:?}\n{restarted:?}");
+}
+
+#[test]
 fn verdicts_without_a_frame_are_told() {
     if !is_privileged() {
         return;
