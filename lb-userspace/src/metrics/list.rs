@@ -126,7 +126,8 @@ fn interfaces() -> Vec<Metric> {
             },
         ),
     ];
-    let counts: [(&str, &str, fn(&api::InterfaceCounts) -> u64); 9] = [
+    type Counts = [(&'static str, &'static str, fn(&api::InterfaceCounts) -> u64); 9];
+    let counts: Counts = [
         (
             "sluice_interface_received_frames_total",
             "Good frames that the driver took, those included that XDP or the host dropped; since \
