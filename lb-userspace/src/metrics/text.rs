@@ -65,6 +65,11 @@ impl fmt::Display for Value {
 }
 
 impl Text {
+    /// With room for so many bytes.
+    pub fn with_room(bytes: usize) -> Self {
+        Self(String::with_capacity(bytes))
+    }
+
     /// Begins a metric.
     pub fn family<'t>(&'t mut self, metric: &'t Metric) -> Family<'t> {
         Family { text: &mut self.0, metric, begun: false, bounds: Default::default() }
