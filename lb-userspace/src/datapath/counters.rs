@@ -46,7 +46,7 @@ impl Maps {
         Ok(counters)
     }
 
-    /// Frames forwarded to some backends together; indices that lie close together cost one read.
+    /// Frames forwarded to some backends, and from them, together; indices that lie close together cost one read.
     ///
     /// # Errors
     /// If the kernel refuses.
@@ -55,7 +55,7 @@ impl Maps {
         let mut packets = 0;
         for chunk in indices.chunk_by(|a, b| number(a) == number(b)) {
             for row in self.traffic(number(&chunk[0]) as u32)? {
-                let of = |index: &u16| row[usize::from(*index) % COUNTERS_PER_CHUNK].packets;
+                let of = |index: &u16| row[usize::from(*index) % COUNTERS_PER_CHUNK].forwarded();
                 packets += chunk.iter().map(of).sum::<u64>();
             }
         }

@@ -266,6 +266,30 @@ fn backends() -> Vec<Metric> {
             "Bytes of these frames as received, Ethernet header included.",
             |backend| Some(backend.bytes_total.into()),
         ),
+        of_backend(
+            Counter,
+            "sluice_backend_return_packets_total",
+            "Frames forwarded from this backend to its clients; only with nat do they come by.",
+            |backend| Some(backend.return_packets_total.into()),
+        ),
+        of_backend(
+            Counter,
+            "sluice_backend_return_bytes_total",
+            "Bytes of these frames as received, Ethernet header included.",
+            |backend| Some(backend.return_bytes_total.into()),
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_nat_ports_used",
+            "Ports of this host that flows to this backend take, on all NAT addresses together.",
+            |backend| backend.nat_ports.map(|ports| ports.used.into()),
+        ),
+        of_backend(
+            Gauge,
+            "sluice_backend_nat_ports",
+            "Ports of this host that flows to this backend can take.",
+            |backend| backend.nat_ports.map(|ports| ports.capacity.into()),
+        ),
     ];
     list.extend(Event::ALL.map(|event| {
         let name = format!("sluice_backend_{}_total", event.name());

@@ -10,11 +10,7 @@ use std::{
 use anyhow::Result;
 use lb_common::{abi::Settings, address::Address, counters::Event};
 
-<<<<<<< HEAD
-use super::{InterfaceCounts, traffic::Pools, trouble::Onsets};
-=======
-use super::{InterfaceCounts, retired::Retired, traffic::Pools};
->>>>>>> a8f3b8c (conservation: keep the frames of backends that are gone)
+use super::{InterfaceCounts, retired::Retired, traffic::Pools, trouble::Onsets};
 use crate::{
     conservation::Ledger,
     control::api::{self, EventKind},
@@ -29,11 +25,7 @@ use crate::{
     journal::{Entry, Journal},
     model::{Backend, Desired, Identity, IdleTimeouts, PortRange, Service},
     network::{Interface, Snapshot, XdpProgram},
-<<<<<<< HEAD
-    reconcile::{self, Image, InUse, ServiceImage},
-=======
-    reconcile::{self, Image, ServiceImage, Write},
->>>>>>> a8f3b8c (conservation: keep the frames of backends that are gone)
+    reconcile::{self, Image, InUse, ServiceImage, Write},
 };
 
 /// Services whose Maglev tables are compared slot by slot in one look at the maps: some 10 ms.
@@ -157,13 +149,9 @@ impl State {
     ) -> Result<Self> {
         let Restored { intent, store, notes } = restored;
         let kept_health = health::kept::read(&instance.state());
-<<<<<<< HEAD
         let desired = intent.desired();
-        Self {
-=======
         let retired = Retired::restore(&instance.state(), datapath.maps.traffic_id()?);
         Ok(Self {
->>>>>>> a8f3b8c (conservation: keep the frames of backends that are gone)
             journal: Journal::of(&instance.state()),
             instance,
             since: SystemTime::now(),
@@ -242,12 +230,12 @@ impl State {
         result
     }
 
-<<<<<<< HEAD
     /// The smallest MTU of the interfaces where clients' packets arrive, if they are known.
     fn client_mtu(&self) -> Option<u16> {
         let found = self.interfaces.iter().filter_map(|seen| seen.found.as_ref());
         found.map(|interface| u16::try_from(interface.mtu).unwrap_or(u16::MAX)).min()
-=======
+    }
+
     /// After these writes: the frames of backends that are gone stay in the sum of all verdicts.
     fn retire(&mut self, writes: &[Write]) {
         let mut gone = reconcile::backends_removed(writes);
@@ -259,7 +247,6 @@ impl State {
         if !gone.is_empty() || reconcile::clears_counters(writes) {
             self.counters_epoch += 1;
         }
->>>>>>> a8f3b8c (conservation: keep the frames of backends that are gone)
     }
 
     /// [`Self::reconcile`], with what went wrong kept for those who ask, and logged once.
