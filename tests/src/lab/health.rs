@@ -1,5 +1,5 @@
 //! Servers that health checks ask, each of them well or ill at the test's word: HTTP, HTTPS with
-//! a private certificate authority, and gRPC's health service.
+//! a private certificate authority, and gRPC's health service with TLS and without.
 
 use std::{
     convert::Infallible,
@@ -58,7 +58,7 @@ struct State {
 enum Speech {
     Http,
     Https(TlsAcceptor),
-    Grpc,
+    Grpc(Option<TlsAcceptor>),
 }
 
 /// Bytes of the health service's answers: `HealthCheckResponse.status`, field 1, is `SERVING` (1)
@@ -81,13 +81,20 @@ impl HealthServer {
     /// occasion: [`Self::authority`].
     pub fn https(host: &Host, at: SocketAddr, name: &str) -> Result<Self> {
         let file = host.directory("authority")?.join("ca.pem");
-        let acceptor = certify(name, &file).context("make a certificate")?;
+        let acceptor = certify(name, None, &file).context("make a certificate")?;
         Self::start(host, at, Speech::Https(acceptor), Some(file))
     }
 
     /// gRPC without TLS: any method answers `SERVING`, or `NOT_SERVING`.
     pub fn grpc(host: &Host, at: SocketAddr) -> Result<Self> {
-        Self::start(host, at, Speech::Grpc, None)
+        Self::start(host, at, Speech::Grpc(None), None)
+    }
+
+    /// The same over TLS, certified as [`Self::https`] is.
+    pub fn grpc_in_tls(host: &Host, at: SocketAddr, name: &str) -> Result<Self> {
+        let file = host.directory("authority")?.join("ca.pem");
+        let acceptor = certify(name, Some(b"h2"), &file).context("make a certificate")?;
+        Self::start(host, at, Speech::Grpc(Some(acceptor)), Some(file))
     }
 
     /// From now on it answers that it is well, or that it is not.
@@ -161,10 +168,11 @@ async fn converse(stream: TcpStream, speech: Speech, state: Arc<State>) {
                 answer_http(stream, &state).await;
             }
         }
-        Speech::Grpc => {
-            let service = service_fn(|_: Request<Incoming>| ready(state.grpc()));
-            let server = http2::Builder::new(TokioExecutor::new());
-            let _ = server.serve_connection(TokioIo::new(stream), service).await;
+        Speech::Grpc(None) => answer_grpc(stream, &state).await,
+        Speech::Grpc(Some(acceptor)) => {
+            if let Ok(stream) = acceptor.accept(stream).await {
+                answer_grpc(stream, &state).await;
+            }
         }
     }
 }
@@ -172,6 +180,12 @@ async fn converse(stream: TcpStream, speech: Speech, state: Arc<State>) {
 async fn answer_http(stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) {
     let service = service_fn(|_: Request<Incoming>| ready(state.http()));
     let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+}
+
+async fn answer_grpc(stream: impl AsyncRead + AsyncWrite + Unpin, state: &State) {
+    let service = service_fn(|_: Request<Incoming>| ready(state.grpc()));
+    let server = http2::Builder::new(TokioExecutor::new());
+    let _ = server.serve_connection(TokioIo::new(stream), service).await;
 }
 
 impl State {
@@ -205,8 +219,9 @@ impl State {
     }
 }
 
-/// A certificate for `name`, with that of its signer in `file`.
-fn certify(name: &str, file: &Path) -> Result<TlsAcceptor> {
+/// A certificate for `name`, with that of its signer in `file`; `protocol` is what the server
+/// agrees to speak (ALPN).
+fn certify(name: &str, protocol: Option<&[u8]>, file: &Path) -> Result<TlsAcceptor> {
     let mut authority = CertificateParams::default();
     // Without a name of its own, OpenSSL would take the server's certificate for its signer's.
     authority.distinguished_name.push(DnType::CommonName, "laboratory");
@@ -217,9 +232,10 @@ fn certify(name: &str, file: &Path) -> Result<TlsAcceptor> {
     let certificate = CertificateParams::new(vec![name.to_owned()])?.signed_by(&key, &authority)?;
     let key = PrivateKeyDer::Pkcs8(key.serialize_der().into());
     let provider = Arc::new(rustls::crypto::ring::default_provider());
-    let config = ServerConfig::builder_with_provider(provider)
+    let mut config = ServerConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()?
         .with_no_client_auth()
         .with_single_cert(vec![certificate.into()], key)?;
+    config.alpn_protocols = protocol.into_iter().map(<[u8]>::to_vec).collect();
     Ok(TlsAcceptor::from(Arc::new(config)))
 }

@@ -5,7 +5,8 @@ use std::net::SocketAddr;
 
 use serde_json::Value;
 use sluice_tests::lab::{
-    DEADLINE, Family, HealthServer, Nginx, Plan, Sluice, dataplane, is_privileged, until,
+    DEADLINE, Family, HealthServer, Nginx, Plan, Sluice, dataplane, is_privileged, service_with,
+    until,
 };
 
 use crate::{
@@ -182,13 +183,20 @@ fn each_kind_of_check_sees_its_server_fall_ill_and_recover() {
     let https = HealthServer::https(web, everywhere(443), "web.example").unwrap();
     let other = HealthServer::https(web, everywhere(8443), "web.example").unwrap();
     let grpc = HealthServer::grpc(web, everywhere(50051)).unwrap();
-    let [trusted, stranger] = [&https, &other].map(|it| it.authority().unwrap().display());
+    let grpcs = HealthServer::grpc_in_tls(web, everywhere(50052), "web.example").unwrap();
+    let [trusted, stranger, of_grpcs] =
+        [&https, &other, &grpcs].map(|it| it.authority().unwrap().display());
 
     let services = [
         ("tcp", VIP4, r#"check = "tcp""#.to_owned()),
         ("tcp6", VIP6, r#"check = "tcp""#.to_owned()),
         ("http", "203.0.113.10:8080", r#"check = "http", status = 200, body = "web-1""#.to_owned()),
         ("grpc", "203.0.113.10:50051", r#"check = "grpc""#.to_owned()),
+        ("grpcs", "203.0.113.10:50052", {
+            format!(
+                r#"check = "grpc", tls = true, server_name = "web.example", ca_file = "{of_grpcs}""#
+            )
+        }),
         ("https", vips[0], named("web.example", &format!(r#"ca_file = "{trusted}""#))),
         ("signed-by-others", vips[1], named("web.example", &format!(r#"ca_file = "{stranger}""#))),
         ("misnamed", vips[2], named("other.example", &format!(r#"ca_file = "{trusted}""#))),
@@ -202,13 +210,13 @@ fn each_kind_of_check_sees_its_server_fall_ill_and_recover() {
     let config = dataplane(&["eth0"]) + &config.collect::<String>();
     let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
 
-    for of in ["tcp", "tcp6", "http", "grpc", "https", "unverified"] {
+    for of in ["tcp", "tcp6", "http", "grpc", "grpcs", "https", "unverified"] {
         until_well(&sluice, of);
     }
     until_ill(&sluice, ("signed-by-others", "web-1"), "unhealthy", "TLS: ");
     until_ill(&sluice, ("misnamed", "web-1"), "unhealthy", "other.example");
 
-    for server in [&http, &https, &grpc] {
+    for server in [&http, &https, &grpc, &grpcs] {
         server.set_well(false);
     }
     scene.nginx.clear();
@@ -217,12 +225,13 @@ fn each_kind_of_check_sees_its_server_fall_ill_and_recover() {
     until_ill(&sluice, ("http", "web-1"), "unhealthy", "status 503, expected 200");
     until_ill(&sluice, ("https", "web-1"), "unhealthy", "status 503, expected 200-399");
     until_ill(&sluice, ("grpc", "web-1"), "unhealthy", "NOT_SERVING, expected SERVING");
+    until_ill(&sluice, ("grpcs", "web-1"), "unhealthy", "NOT_SERVING, expected SERVING");
 
-    for server in [&http, &https, &grpc] {
+    for server in [&http, &https, &grpc, &grpcs] {
         server.set_well(true);
     }
     let _nginx = Nginx::start(web, &[80]).unwrap();
-    for of in ["tcp", "tcp6", "http", "grpc", "https"] {
+    for of in ["tcp", "tcp6", "http", "grpc", "grpcs", "https"] {
         until_well(&sluice, of);
     }
     assert_eq!(scene.request(VIP4, 20).failed(), 0);
@@ -231,4 +240,42 @@ fn each_kind_of_check_sees_its_server_fall_ill_and_recover() {
 /// Fields of an HTTPS check that looks for this name in the certificate.
 fn named(name: &str, more: &str) -> String {
     format!(r#"check = "https", server_name = "{name}", {more}"#)
+}
+
+#[test]
+fn an_http_check_takes_a_tunnel_over_ipv6_and_tells_who_is_gone() {
+    if !is_privileged() {
+        return;
+    }
+    for (vip, tunnel) in [(VIP4, "4in6"), (VIP6, "6in6")] {
+        println!("{tunnel}");
+        let mut scene = Scene::start(Plan::default());
+        scene.own(vip, "ipip");
+        let lines = check(r#"check = "http", body = "web-""#);
+        let (vip_address, backends) = (address(vip), scene.lab.backends());
+        let service =
+            service_with("web", vip_address, "ipip", backends, Family::V6, lines.as_str());
+        let balancer = scene.lab.balancer();
+        balancer.sysctl("net.ipv6.neigh.eth0.retrans_time_ms", "200").unwrap();
+        let sluice = balancer.run_sluice(&(dataplane(&["eth0"]) + &service)).unwrap();
+        until_well(&sluice, "web");
+        let tally = scene.request(vip, 60);
+        assert_eq!((tally.failed(), tally.per_backend().len()), (0, 3), "{}", tally.causes());
+
+        // First its probes find nobody, then neighbour discovery.
+        let gone = &backends[0];
+        scene.lab.unplug(gone).unwrap();
+        until_ill(&sluice, ("web", "web-1"), "unreachable", "no answer to SYN within 250ms");
+        balancer.ip("neigh flush dev eth0").unwrap();
+        let silent = format!("{} does not answer neighbour discovery", gone.address(Family::V6));
+        until_backend(&sluice, ("web", "web-1"), "missed by its neighbour", |it| {
+            it["health"] == "unreachable" && it["why"].as_str().unwrap().contains(&silent)
+        });
+        let tally = scene.request(vip, 60);
+        assert_eq!((tally.failed(), tally.per_backend().len()), (0, 2), "{}", tally.causes());
+
+        scene.lab.plug(gone).unwrap();
+        until_well(&sluice, "web");
+        assert_eq!(scene.request(vip, 60).per_backend().len(), 3);
+    }
 }

@@ -1,6 +1,8 @@
 //! More than one network: VLAN tags, other interfaces, routers; and networks that change.
 
-use sluice_tests::lab::{DEADLINE, Family, Plan, Tally, dataplane, is_privileged, until};
+use sluice_tests::lab::{
+    DEADLINE, Family, INNER_MTU, Plan, Tally, dataplane, is_privileged, until,
+};
 
 use crate::scene::{Scene, VIP4, VIP6, assert_flawless};
 
@@ -44,19 +46,29 @@ fn backends_behind_another_interface_are_reached_by_redirect() {
     }
 }
 
+/// A scene whose backends are reached by way of a router alone.
+pub fn behind_a_router() -> Scene {
+    let scene = Scene::start(Plan { second_network: true, ..Plan::default() });
+    // The balancer's own leg in the backends' network is pulled out.
+    let balancer = scene.lab.balancer();
+    balancer.ip("link set eth1 down").unwrap();
+    let router = scene.lab.router().unwrap();
+    for interface in router.interfaces() {
+        // What clients send must fit in a tunnel.
+        router.ip(&format!("link set {} mtu {INNER_MTU}", interface.name())).unwrap();
+    }
+    for (family, back) in [(Family::V4, "198.18.2.0/24"), (Family::V6, "2001:db8:2::/64")] {
+        balancer.ip(&format!("route add {back} via {}", router.address(family))).unwrap();
+    }
+    scene
+}
+
 #[test]
 fn tunnels_reach_backends_behind_a_router() {
     if !is_privileged() {
         return;
     }
-    let mut scene = Scene::start(Plan { second_network: true, ..Plan::default() });
-    // The balancer's own leg in the backends' network is pulled out.
-    let balancer = scene.lab.balancer();
-    balancer.ip("link set eth1 down").unwrap();
-    let router = scene.lab.router().unwrap();
-    for (family, back) in [(Family::V4, "198.18.2.0/24"), (Family::V6, "2001:db8:2::/64")] {
-        balancer.ip(&format!("route add {back} via {}", router.address(family))).unwrap();
-    }
+    let mut scene = behind_a_router();
     scene.own(VIP4, "ipip");
     let config = dataplane(&["eth0"]) + &scene.service("web", VIP4, "ipip", Family::V4);
     let _sluice = scene.lab.balancer().run_sluice(&config).unwrap();

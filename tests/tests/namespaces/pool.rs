@@ -3,8 +3,8 @@
 use std::time::Duration;
 
 use sluice_tests::lab::{
-    Conversations, DEADLINE, Failure, HealthServer, Host, Nginx, Plan, Sluice, dataplane,
-    is_privileged, until,
+    Conversations, DEADLINE, EchoServer, Failure, Family, HealthServer, Host, Nginx, Plan, Sluice,
+    dataplane, is_privileged, until,
 };
 
 use crate::{
@@ -12,6 +12,7 @@ use crate::{
     health::{
         backend, check, service, until_backend, until_event, until_health, until_ill, until_well,
     },
+    networks::behind_a_router,
     scene::{Scene, VIP4, address},
 };
 
@@ -69,6 +70,61 @@ fn a_balancer_without_its_cable_takes_nobody_for_dead() {
     assert!(problems.contains("those that were well are kept as they are"), "{problems}");
 
     scene.lab.plug(balancer).unwrap();
+    ["web", "echo"].into_iter().for_each(|of| until_well(&sluice, of));
+    talks.run_for_messages(60).unwrap();
+    assert_eq!(talks.stop().broken, Vec::<String>::new());
+    assert_eq!(scene.request(VIP4, 60).failed(), 0);
+    for of in ["web", "echo"] {
+        for host in scene.backends() {
+            assert_eq!(backend(&sluice, of, host)["reset_flows_total"], 0, "{of}/{host}");
+        }
+    }
+    until_event(&sluice, "backends are taken for what they are again");
+}
+
+#[test]
+fn a_gateway_that_is_gone_is_no_fault_of_the_backends_behind_it() {
+    if !is_privileged() {
+        return;
+    }
+    let mut scene = behind_a_router();
+    scene.own(VIP4, "ipip");
+    let start = |host| EchoServer::start(host, address(ECHO).port()).unwrap();
+    let _echoes: Vec<EchoServer> = scene.lab.backends().iter().map(start).collect();
+    // The one is probed, of the other only the way is known.
+    let config = dataplane(&["eth0"])
+        + &scene.service_with("web", VIP4, "ipip", &check(r#"check = "http""#))
+        + &scene.service("echo", ECHO, "ipip", Family::V4);
+    let balancer = scene.lab.balancer();
+    // So that the kernel asks its three times within a second.
+    balancer.sysctl("net.ipv4.neigh.eth0.retrans_time_ms", "200").unwrap();
+    let sluice = balancer.run_sluice(&config).unwrap();
+    ["web", "echo"].into_iter().for_each(|of| until_well(&sluice, of));
+    let talks = Conversations::start(scene.lab.client(), address(ECHO), 12).unwrap();
+
+    let router = scene.lab.router().unwrap();
+    scene.lab.unplug(router).unwrap();
+    // As if the kernel had not used it for long.
+    balancer.ip("neigh flush dev eth0").unwrap();
+    let gateway = router.address(Family::V4);
+    let says = format!("{gateway}, the gateway to 198.18.2.11, does not answer ARP on eth0");
+    for of in ["web", "echo"] {
+        let named = until(&format!("{of} to be held for its gateway"), DEADLINE, || {
+            service(&sluice, of)["held"].as_str()?.contains(&says).then_some(())
+        });
+        named.unwrap_or_else(|error| panic!("{error:#}: {}", sluice.status().unwrap()));
+        for host in scene.backends() {
+            until_health(&sluice, (of, host), "unreachable");
+        }
+        assert_all_held(&sluice, of);
+    }
+    until_event(&sluice, &says);
+    until_event(&sluice, "backends that were well are kept as they are");
+    let problems = sluice.status().unwrap()["problems"].to_string();
+    assert!(problems.contains(&says), "{problems}");
+    assert!(sluice.cli_ok(&["status"]).unwrap().contains(&says));
+
+    scene.lab.plug(router).unwrap();
     ["web", "echo"].into_iter().for_each(|of| until_well(&sluice, of));
     talks.run_for_messages(60).unwrap();
     assert_eq!(talks.stop().broken, Vec::<String>::new());
