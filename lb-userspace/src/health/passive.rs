@@ -27,6 +27,9 @@
 //! - *Handshakes completed at the others*, to raise what is due: that takes real addresses, and as
 //!   many connections with most of the pool as all real clients together make, since the median
 //!   counts; and the victim must be flooded besides.
+//! - *A backend that has just begun to get new flows* (it is new, enabled again, or back from an
+//!   ejection) was given SYNs that far clients had no time to acknowledge, while the others'
+//!   earlier ones were. It is not judged in its first quarter of a window.
 //! - *A backend that merely gets less* (its clients are fewer, its weight is being raised) has a low
 //!   first figure at worst, and its second is like the others'.
 //!
@@ -56,6 +59,11 @@ pub use self::{
     window::{Counts, Figures},
 };
 use crate::model::Outlier;
+
+/// Who begins to get new flows is judged after this part of a window. With the default window that
+/// is 2.5 s: more than twice the handshake of a client behind a satellite (some 700 ms), so that
+/// most of the SYNs that it has been given can have been answered, and more than the ratio asks for.
+const SETTLES: u32 = 4;
 
 /// How a pool is watched.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -142,6 +150,8 @@ struct Watched {
     window: Window,
     suspicion: Suspicion,
     is_suspect: bool,
+    /// Since when it gets new flows, if it does.
+    given_since: Option<Instant>,
     /// When it last stood out, since it has not recovered from that.
     stood_out: Option<Instant>,
     ejected: Option<Ejection>,
@@ -225,6 +235,7 @@ impl<K: Ord + Clone> Pool<K> {
                 window: Window::new(*totals, now),
                 suspicion: Suspicion::default(),
                 is_suspect: false,
+                given_since: None,
                 stood_out: None,
                 ejected: None,
                 times: 0,
@@ -232,6 +243,7 @@ impl<K: Ord + Clone> Pool<K> {
             });
             let gets = watched.ejected.is_none() && *weight > 0;
             let share = if gets { f64::from(*weight) / weights } else { 0.0 };
+            watched.given_since = watched.given_since.or(Some(now)).filter(|_| gets);
             let news = watched.window.add(*totals, share, now, settings.window);
             watched.suspicion = watched.suspicion.next(&news, now);
             let is_suspect = watched.suspicion.is_suspect(&settings.suspicion, now);
@@ -318,6 +330,9 @@ impl<K: Ord + Clone> Pool<K> {
             allowed(ejected.len() + others, settings.max_ejected).saturating_sub(ejected.len());
         for (completed, backend, figures) in out {
             let Some(watched) = self.backends.get_mut(&backend) else { continue };
+            if !watched.has_settled(settings.window, now) {
+                continue;
+            }
             let is_news = watched.stood_out.replace(now).is_none();
             let ejected_for = (settings.mode == Outlier::Eject && room > 0).then(|| {
                 room -= 1;
@@ -336,6 +351,13 @@ impl<K: Ord + Clone> Pool<K> {
 }
 
 impl Watched {
+    /// Whether it has had new flows for so long that those whose handshake is still on its way are
+    /// few: the others' were counted when these were sent.
+    fn has_settled(&self, window: Duration, now: Instant) -> bool {
+        let past = |since| now.saturating_duration_since(since) >= window / SETTLES;
+        self.given_since.is_some_and(past)
+    }
+
     fn eject(&mut self, settings: &Settings, now: Instant) -> Duration {
         let doubled = settings.cool_down.saturating_mul(1u32 << self.times.min(31));
         let length = doubled.min(settings.longest_cool_down).max(settings.cool_down);

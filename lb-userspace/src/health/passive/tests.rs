@@ -1,3 +1,5 @@
+use std::collections::VecDeque;
+
 use lb_common::{host::Random, service::Affinity};
 use proptest::prelude::*;
 
@@ -16,6 +18,10 @@ struct Traffic {
     clients: usize,
     /// Forged SYNs in a tick, spread by weight.
     forged: usize,
+    /// So many ticks after its SYN comes the ACK that completes a handshake.
+    round_trip: usize,
+    /// Who completes handshakes in the coming ticks, the next one first.
+    on_their_way: VecDeque<Vec<usize>>,
 }
 
 #[derive(Clone, Copy)]
@@ -42,6 +48,8 @@ impl Traffic {
             members: vec![member; members],
             clients,
             forged: 0,
+            round_trip: 0,
+            on_their_way: VecDeque::new(),
         }
     }
 
@@ -63,15 +71,22 @@ impl Traffic {
     }
 
     fn tick(&mut self) -> Vec<(usize, Change)> {
+        let mut answered = Vec::new();
         for number in 0..self.clients + self.forged {
             let index = self.choose();
             let completes = self.random.below(1000) < self.members[index].completes;
             let totals = &mut self.members[index].totals;
             totals.syns += 1;
             match (number < self.clients, completes) {
-                (true, true) => totals.handshakes += 1,
+                (true, true) => answered.push(index),
                 (true, false) => totals.retransmissions += 1,
                 (false, _) => {}
+            }
+        }
+        self.on_their_way.push_back(answered);
+        while self.on_their_way.len() > self.round_trip {
+            for index in self.on_their_way.pop_front().unwrap_or_default() {
+                self.members[index].totals.handshakes += 1;
             }
         }
         for Member { aimed, owned, totals, .. } in &mut self.members {
@@ -145,6 +160,25 @@ fn a_dead_backend_is_ejected_for_longer_each_time_until_it_does_well() {
     assert_eq!(changes, [(3, Change::Returned), (3, Change::Recovered)]);
     traffic.members[3].completes = 0;
     assert_eq!(ejections(&traffic.pass(12)), [(3, 30)], "it had done well for as long");
+}
+
+/// A second, twice as long as by way of a satellite.
+#[test]
+fn who_begins_anew_is_not_judged_by_handshakes_still_on_their_way() {
+    let mut traffic = Traffic::new(4, 800, Outlier::Eject);
+    traffic.round_trip = 4;
+    assert_eq!(traffic.pass(20), [], "the balancer has just started");
+    traffic.members[1].weight = 0;
+    assert_eq!(traffic.pass(20), []);
+    traffic.members[1].weight = 100;
+    assert_eq!(traffic.pass(20), [], "enabled again");
+    traffic.members.push(Member { totals: Counts::default(), ..traffic.members[0] });
+    assert_eq!(traffic.pass(20), [], "a new one");
+    traffic.members[2].completes = 0;
+    assert_eq!(ejections(&traffic.pass(20)), [(2, 30)]);
+    traffic.members[2].completes = 990;
+    assert_eq!(traffic.pass(60), [(2, Change::Returned), (2, Change::Recovered)]);
+    assert_eq!(traffic.ejected(), [0; 0]);
 }
 
 #[test]
