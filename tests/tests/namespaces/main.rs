@@ -19,6 +19,7 @@ mod metrics;
 mod nat_setup;
 mod networks;
 mod observe;
+mod outliers;
 mod own_health;
 mod page;
 mod passive;

@@ -104,6 +104,7 @@ pub fn assert_flawless(scene: &Scene, tally: &Tally) {
 
 /// Flags of a TCP segment.
 pub const SYN: u8 = 0x02;
+pub const RST: u8 = 0x04;
 pub const ACK: u8 = 0x10;
 
 /// An Ethernet frame with a TCP segment to 203.0.113.10. The IP checksum is right; the TCP
