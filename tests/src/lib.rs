@@ -8,3 +8,4 @@ pub mod bench;
 pub mod churn;
 pub mod kernel;
 pub mod lab;
+pub mod signals;

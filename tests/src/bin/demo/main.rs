@@ -12,7 +12,6 @@ macro_rules! say {
 
 mod death;
 mod picture;
-mod signals;
 
 use std::{
     collections::BTreeMap,
@@ -26,9 +25,12 @@ use anyhow::{Context, Result, anyhow, bail};
 use clap::Parser;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
-use sluice_tests::lab::{
-    Agent, DEADLINE, Family, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target, dataplane,
-    is_root, service_with, sluice_binary, until,
+use sluice_tests::{
+    lab::{
+        Agent, DEADLINE, Family, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target,
+        dataplane, is_root, service_with, sluice_binary, until,
+    },
+    signals,
 };
 
 use self::{

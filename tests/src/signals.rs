@@ -1,4 +1,4 @@
-//! SIGINT, SIGTERM and SIGHUP become a flag that the acts look at, so that an interrupted demo
+//! SIGINT, SIGTERM and SIGHUP become a flag that who waits looks at, so that an interrupted program
 //! ends like any other: by dropping what it made.
 //!
 //! Handlers, not a blocked mask with a thread that waits: programs we start would inherit the
@@ -13,6 +13,9 @@ use nix::sys::signal::{SaFlags, SigAction, SigHandler, SigSet, Signal, sigaction
 static INTERRUPTED: AtomicBool = AtomicBool::new(false);
 
 /// From now on signals only set the flag.
+///
+/// # Errors
+/// If the kernel refuses a handler.
 pub fn watch() -> Result<()> {
     let handler = SigHandler::Handler(interrupt);
     let action = SigAction::new(handler, SaFlags::SA_RESTART, SigSet::empty());
