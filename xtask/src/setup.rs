@@ -21,18 +21,24 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// What tests, demo and bench start, and the Debian package that it is in.
-const PROGRAMS: [(&str, &str); 9] = [
+const PROGRAMS: [(&str, &str); 14] = [
+    // No program, but nginx has it from here alone.
+    ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
     ("bpftool", "bpftool"),
     ("chromium-headless-shell", "chromium-headless-shell"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
+    ("haproxy", "haproxy"),
     ("ip", "iproute2"),
+    ("iperf3", "iperf3"),
+    ("nft", "nftables"),
     ("nginx", "nginx"),
     ("ping", "iputils-ping"),
     ("prometheus", "prometheus"),
     ("promtool", "prometheus"),
     ("tcpdump", "tcpdump"),
     ("tmux", "tmux"),
+    ("wrk", "wrk"),
 ];
 
 /// What a command needs the set-up for: building should not wait for the tools of `check`.
