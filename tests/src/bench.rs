@@ -22,6 +22,7 @@ mod generator;
 pub mod health;
 mod link;
 mod machine;
+pub mod peers;
 mod report;
 mod sample;
 mod stage;

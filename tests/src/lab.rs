@@ -158,11 +158,21 @@ pub struct Plan {
     pub second_balancer: bool,
     /// Tag frames for the [`VIPS`] with this VLAN on their way into the balancer.
     pub vlan: Option<u16>,
+    /// Leave the switch's ends of the balancers' cables without an XDP program: for balancers that
+    /// send nothing from XDP, and would pay for it.
+    pub plain_ports: bool,
 }
 
 impl Default for Plan {
     fn default() -> Self {
-        Self { clients: 1, backends: 3, second_network: false, second_balancer: false, vlan: None }
+        Self {
+            clients: 1,
+            backends: 3,
+            second_network: false,
+            second_balancer: false,
+            vlan: None,
+            plain_ports: false,
+        }
     }
 }
 
@@ -177,8 +187,8 @@ pub struct Lab {
     gateway: Option<Host>,
     backends: Vec<Host>,
     router: Option<Host>,
-    /// The XDP programs on the switch's ends of the balancer's veths.
-    _ports: Vec<Attached>,
+    /// The XDP programs on the switch's ends of the balancers' veths.
+    ports: Vec<Attached>,
     switch: Arc<Namespace>,
     directory: Arc<TempDir>,
     name: String,
@@ -267,17 +277,18 @@ impl Lab {
                     host("router", &wires)
                 })
                 .transpose()?,
-            _ports: Vec::new(),
+            ports: Vec::new(),
             trunk,
             switch,
             directory,
             name,
         };
-        lab.join(networks)
+        let lab = lab.join()?;
+        if plan.plain_ports { Ok(lab) } else { lab.open_ports(networks) }
     }
 
-    /// Routes between the networks, the trunk's relay, and XDP on the balancer's switch ports.
-    fn join(mut self, networks: &[Network]) -> Result<Self> {
+    /// Routes between the networks, and the trunk's relay.
+    fn join(mut self) -> Result<Self> {
         let first_hop = if self.gateway.is_some() { GATEWAY } else { BALANCER };
         for client in &self.clients {
             for (vips, family) in VIPS.into_iter().zip([Family::V4, Family::V6]) {
@@ -318,6 +329,11 @@ impl Lab {
         if let Some(trunk) = &mut self.trunk {
             trunk.join(&self.switch, Network::Front.bridge())?;
         }
+        Ok(self)
+    }
+
+    /// Lets what balancers send from XDP into the switch.
+    fn open_ports(mut self, networks: &[Network]) -> Result<Self> {
         let pass = Program::pass()?;
         for (index, network) in networks.iter().enumerate() {
             let port = self.balancer.interfaces()[index].port().to_owned();
@@ -325,10 +341,10 @@ impl Lab {
                 Some(trunk) if *network == Network::Front => trunk.namespace(),
                 _ => &self.switch,
             };
-            self._ports.push(pass.attach(namespace, &port)?);
+            self.ports.push(pass.attach(namespace, &port)?);
         }
         for interface in self.second_balancer.iter().flat_map(Host::interfaces) {
-            self._ports.push(pass.attach(&self.switch, interface.port())?);
+            self.ports.push(pass.attach(&self.switch, interface.port())?);
         }
         Ok(self)
     }

@@ -6,12 +6,16 @@ use std::{
     time::Duration,
 };
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use clap::{Parser, Subcommand};
 use lb_userspace::datapath;
 use sluice_tests::{
-    bench::{self, Extent, Report},
+    bench::{
+        self, Extent, Report,
+        peers::{Peer, PeersPlan},
+    },
     lab::is_root,
+    signals,
 };
 
 /// Measures nanoseconds per packet with `BPF_PROG_TEST_RUN`: established flows, new ones into a
@@ -61,6 +65,18 @@ enum What {
         #[arg(long, default_value = "20s", value_parser = humantime::parse_duration)]
         time: Duration,
     },
+    /// Sluice beside nftables, HAProxy, nginx and no balancer, in place of packets
+    Peers {
+        /// End with one line of JSON.
+        #[arg(long)]
+        json: bool,
+        /// One short sample of each: half a minute, rough figures.
+        #[arg(long)]
+        quick: bool,
+        /// Measure only those whose name contains this, as `sluice`.
+        #[arg(long, value_name = "PATTERN")]
+        only: Option<String>,
+    },
 }
 
 fn main() -> ExitCode {
@@ -74,13 +90,16 @@ fn main() -> ExitCode {
         Some(What::Health { json, targets, interval, time }) => {
             health(targets, interval, time, json)
         }
+        Some(What::Peers { json, quick, only }) => {
+            signals::watch().and_then(|()| peers(quick, only.as_deref(), json))
+        }
         None => measure(&arguments).and_then(|report| show(&arguments, &report)),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("bench: {error:#}");
-            ExitCode::FAILURE
+            if signals::interrupted() { ExitCode::from(130) } else { ExitCode::FAILURE }
         }
     }
 }
@@ -103,21 +122,48 @@ fn health(targets: usize, interval: Duration, time: Duration, json: bool) -> Res
     Ok(())
 }
 
+fn peers(quick: bool, only: Option<&str>, json: bool) -> Result<()> {
+    let (rounds, seconds) = if quick { (1, 1) } else { (5, 4) };
+    let is_meant = |peer: &Peer| only.is_none_or(|pattern| peer.name().contains(pattern));
+    let peers: Vec<Peer> = Peer::ALL.into_iter().filter(is_meant).collect();
+    ensure!(
+        !peers.is_empty(),
+        "nobody's name contains that: {}",
+        Peer::ALL.map(Peer::name).join(", ")
+    );
+    let plan = PeersPlan { peers, rounds, time: Duration::from_secs(seconds) };
+    let report = bench::peers::run(&plan, &mut progress);
+    clear();
+    let report = report?;
+    print!("{report}");
+    if json {
+        println!("{}", serde_json::to_string(&report)?);
+    }
+    Ok(())
+}
+
 fn measure(arguments: &Arguments) -> Result<Report> {
     datapath::preflight()?;
     let (rounds, packets) = if arguments.quick { (11, 50_000) } else { (21, 250_000) };
     let extent = Extent { rounds, packets, only: arguments.only.clone() };
-    let mut progress = |what: &str| {
-        let mut stderr = stderr();
-        let line = if stderr.is_terminal() { format!("\r\x1b[K{what} …") } else { String::new() };
-        // Where it can't be shown, it is not missed.
-        let _ = stderr.write_all(line.as_bytes()).and_then(|()| stderr.flush());
-    };
     let report = bench::run(&extent, &mut progress);
+    clear();
+    report
+}
+
+/// Shows what is being measured.
+fn progress(what: &str) {
+    let mut stderr = stderr();
+    let line = if stderr.is_terminal() { format!("\r\x1b[K{what} …") } else { String::new() };
+    // Where it can't be shown, it is not missed.
+    let _ = stderr.write_all(line.as_bytes()).and_then(|()| stderr.flush());
+}
+
+/// Makes room for what is to stay.
+fn clear() {
     if stderr().is_terminal() {
         eprint!("\r\x1b[K");
     }
-    report
 }
 
 fn show(arguments: &Arguments, report: &Report) -> Result<()> {

@@ -23,6 +23,7 @@ mod outliers;
 mod own_health;
 mod page;
 mod passive;
+mod peers;
 mod pool;
 mod probe_path;
 mod rolling_deploy;
