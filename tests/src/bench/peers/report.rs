@@ -191,8 +191,9 @@ What this laboratory favours, and whom:
 - Client, balancer and backends share the CPUs, which are always busy: requests and connections a
   second tell what the whole machine works for each, and `direct` is the best that can be. What a
   balancer costs is its distance from `direct`, which a machine of its own would show undiluted.
-- CPU seconds are the whole machine's, client and servers included, with nothing subtracted:
-  softirqs, where XDP and netfilter work, belong to no process.
+- CPU seconds are the whole machine's while requests/s was measured, client, servers and other
+  programs included, with nothing subtracted: softirqs, where XDP and netfilter work, belong to no
+  process. As no CPU is ever idle then, they are little more than the inverse of requests/s.
 - Network cards are veths, with checksum and segmentation offloads off, as no offload of a card
   would undo what XDP has rewritten on a veth. That is against HAProxy, nginx and nftables: on a real
   card they handle segments of up to 64 KiB at once (TSO, GRO), and Gbit/s would be several times
