@@ -213,6 +213,11 @@ impl HostTables {
         self.hops.borrow().clone()
     }
 
+    /// What was counted since the last call of [`Self::take_counted`].
+    pub fn counted(&self) -> Counted {
+        self.counted.borrow().clone()
+    }
+
     /// What was counted since the last call.
     pub fn take_counted(&self) -> Counted {
         self.counted.take()

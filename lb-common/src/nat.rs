@@ -317,24 +317,51 @@ fn put<T: Tables>(
     group.replace(index, claim.0, whole.0).then_some(word)
 }
 
+/// Whether two records are of one flow and one port. When it began does not matter.
+#[inline(always)]
+fn is_same(one: FlowRecord, other: FlowRecord) -> bool {
+    let [a, b, _, c]: [u64; 4] = zerocopy::transmute!(one);
+    let [d, e, _, f]: [u64; 4] = zerocopy::transmute!(other);
+    (a ^ d) | (b ^ e) | (c ^ f) == 0
+}
+
 /// A flow's entry in the other direction; none, if it is free.
 #[derive(Clone, Copy)]
 struct Partner {
     word: u32,
     found: Found,
+    /// What was found is of another flow: one that has this one's port now, or of the same client
+    /// a newer one.
+    is_anothers: bool,
 }
 
 impl Partner {
+    const NOBODY: Self = Self { word: 0, found: Found::NOTHING, is_anothers: false };
+
+    /// Looks by the hash of that direction's tuple for the entry of a flow to this backend with
+    /// this record.
     #[inline(always)]
-    fn find<T: Tables>(tables: &T, settings: &Settings, hash: u64, is_return: bool) -> Self {
-        let nobody = Self { word: 0, found: Found::NOTHING };
+    fn find<T: Tables>(
+        tables: &T,
+        settings: &Settings,
+        hash: u64,
+        is_return: bool,
+        backend: u16,
+        record: FlowRecord,
+    ) -> Self {
         let group_index = flow::group_index(hash, settings);
-        let Some(group) = tables.flow_group(group_index) else { return nobody };
-        let Some(found) = flow::find(&group, hash) else { return nobody };
+        let Some(group) = tables.flow_group(group_index) else { return Self::NOBODY };
+        let Some(found) = flow::find(&group, hash) else { return Self::NOBODY };
         if found.entry.is_return() != is_return || found.entry.backend() == 0 {
-            return nobody;
+            return Self::NOBODY;
         }
-        Self { word: group_index * GROUP as u32 + found.index as u32, found }
+        let word = group_index * GROUP as u32 + found.index as u32;
+        let Some(theirs) = tables.flow_record(word) else { return Self::NOBODY };
+        if found.entry.backend() == backend && is_same(theirs, record) {
+            Self { word, found, is_anothers: false }
+        } else {
+            Self { is_anothers: true, ..Self::NOBODY }
+        }
     }
 
     #[inline(always)]
@@ -372,7 +399,13 @@ impl Turn {
         let entry = Entry::new(hash, index, 0, State::Embryonic).of_return();
         let may_take = attempt >= FREE_ONLY || service.nat_first == KEEP_CLIENT;
         let tick = flow::tick_of(settings, self.now);
-        let gives_way = |found: Found| may_take && gives_way(found.entry, tick, settings);
+        // A client that keeps its port has no other: what it begins anew takes its own place.
+        let is_own = service.nat_first == KEEP_CLIENT
+            && !matches!(
+                Partner::find(tables, settings, hash, true, index, record).state(),
+                State::Free
+            );
+        let gives_way = |found: Found| is_own || may_take && gives_way(found.entry, tick, settings);
         let word = put(tables, settings, hash, entry, tick, &record, gives_way)?;
         tables.record_hop(word, self.hop);
         Some(Reserved::new(word, nat_address, nat_port))
@@ -412,16 +445,17 @@ impl Turn {
         // Only what was found is replaced, and only if the turn has said so.
         let gives_way = |found: Found| matches!(place, Place::Found) && found == self.found;
         match put(tables, settings, self.hash, entry, tick, &record, gives_way) {
-            Some(word) => {
+            Some(word) if word != reserved.word() => {
                 tables.count_event(index, Event::NewFlow);
                 Ok(Taken::at(index).with_word(word))
             }
-            None => {
+            // No room; or none but that of its own return entry, without which it is nothing.
+            Some(_) | None => {
                 let word = reserved.word();
                 let place = word as usize % GROUP;
                 if let Some(group) = tables.flow_group(word / GROUP as u32)
                     && let seen = Entry(group.load(place))
-                    && seen.is_return()
+                    && seen.backend() == index
                     && matches!(seen.state(), State::Embryonic)
                 {
                     group.replace(place, seen.0, 0);
@@ -461,11 +495,24 @@ impl Turn {
             .ok_or(Reason::NatNoMapping)?;
         let seen = seen_address(&record, tables);
         let hash = Tuple::of_return(&record, backend, seen).hash(self.segment.family, settings);
-        let other = Partner::find(tables, settings, hash, true);
+        let other = Partner::find(tables, settings, hash, true, entry.backend(), record);
+        let kind = Kind::of(self.segment.flags);
+        if other.is_anothers {
+            // The port was given up, and what is sent by it would be that other flow's.
+            if matches!(kind, Kind::Syn) {
+                return Ok(Taken::at(entry.backend()).to(Place::Found));
+            }
+            group.replace(index, entry.0, 0);
+            return Err(Reason::NatNoMapping);
+        }
         let theirs = other.state();
         let taken = Taken::at(entry.backend()).with_word(word);
         let is_new = matches!(entry.state(), State::Embryonic);
-        let state = match Kind::of(self.segment.flags) {
+        let is_answered = match theirs {
+            State::Free | State::Embryonic | State::Reset => false,
+            State::Young | State::Old | State::Closing | State::Answered | State::TimeWait => true,
+        };
+        let state = match kind {
             Kind::Syn if is_new => {
                 tables.count_event(entry.backend(), Event::SynRetransmission);
                 if let Some(second) = self.second_try(tables, backend) {
@@ -479,12 +526,9 @@ impl Turn {
             }
             // Who was established is not moved by a SYN: its backend answers it.
             Kind::Syn => return Ok(taken),
-            Kind::Ack if is_new => match theirs {
-                State::Free | State::Embryonic | State::Reset => State::Embryonic,
-                State::Young | State::Old | State::Closing | State::Answered | State::TimeWait => {
-                    State::Old
-                }
-            },
+            // Who has not heard of the backend acknowledges nothing.
+            Kind::Ack | Kind::Fin if is_new && !is_answered => State::Embryonic,
+            Kind::Ack if is_new => State::Old,
             Kind::Ack => match entry.state() {
                 // A forged RST doesn't end it.
                 State::Reset | State::Young => State::Old,
@@ -507,7 +551,7 @@ impl Turn {
         let told = match (state, theirs) {
             (State::TimeWait | State::Reset, _) => state,
             (State::Old, State::Closing) => State::Closing,
-            (State::Old, _) => State::Old,
+            (State::Old, _) | (State::Closing, State::Answered) => State::Old,
             _ => theirs,
         };
         other.replace(tables, other.found.entry.with(tick, told));
@@ -552,21 +596,20 @@ impl Turn {
             .ok_or(Reason::NatNoReturn)?;
         let service = tables.service(backend.service).ok_or(Reason::NatNoReturn)?;
         let hash = Tuple::of_client(&record, &service.key).hash(self.segment.family, settings);
-        let other = Partner::find(tables, settings, hash, false);
+        let other = Partner::find(tables, settings, hash, false, entry.backend(), record);
         let state = match Kind::of(self.segment.flags) {
             Kind::Rst => State::Reset,
             // What was under way when its client hung up brings nothing back.
             _ if matches!(entry.state(), State::Reset) => State::Reset,
             Kind::Syn => entry.state(),
-            Kind::Ack if matches!(entry.state(), State::Embryonic) => {
-                if self.segment.flags & Tcp::SYN != 0 { State::Answered } else { State::Embryonic }
-            }
+            // Mostly a SYN-ACK. If it is none, the entry was lost and put back meanwhile.
+            Kind::Ack if matches!(entry.state(), State::Embryonic) => State::Answered,
             Kind::Ack => entry.state(),
             Kind::Fin => both_closing(other.state()),
         };
         if group.replace(index, entry.0, entry.with(tick, state).0) {
             match (entry.state(), state) {
-                (State::Embryonic, State::Answered) => {
+                (State::Embryonic, State::Answered) if self.segment.flags & Tcp::SYN != 0 => {
                     let time = self.now.saturating_sub(record.start);
                     tables.count_handshake(entry.backend(), time);
                 }
