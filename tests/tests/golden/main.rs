@@ -8,6 +8,7 @@ mod corpus;
 mod ipip;
 mod l2;
 mod maglev;
+mod nat;
 mod probe;
 mod reasons;
 mod reset;

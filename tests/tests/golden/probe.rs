@@ -68,7 +68,8 @@ fn a_probe_goes_to_its_backend_as_traffic_does() {
     let Some(mut sides) = Sides::start(tables()) else { return };
     for family in FAMILIES {
         for purpose in Purpose::ALL {
-            if purpose == Purpose::Unresolved {
+            // Who is reached by translation is asked at its own address.
+            if purpose == Purpose::Unresolved || Purpose::NAT.contains(&purpose) {
                 continue;
             }
             let name = format!("{purpose:?} {family:?}");
@@ -105,7 +106,7 @@ fn what_is_no_probe_does_not_leave_the_prober() {
         probe.frame()
     };
     let nothing: Prepare = |_| {};
-    let cases: [(&str, HostFrame, Prepare); 11] = [
+    let cases: [(&str, HostFrame, Prepare); 12] = [
         ("from a port of no probe", with(|probe| probe.client.set_port(1)), nothing),
         ("to another port", with(|probe| probe.vip.set_port(81)), nothing),
         (
@@ -115,6 +116,7 @@ fn what_is_no_probe_does_not_leave_the_prober() {
         ),
         ("with a VLAN tag", with(|probe| probe.tags.push([0x81, 0, 0, 7])), nothing),
         ("unresolved", probe(Purpose::Unresolved, Family::Ipv6).frame(), nothing),
+        ("to who is reached by translation", probe(Purpose::Nat, Family::Ipv4).frame(), nothing),
         (
             "too big for the tunnel",
             ClientFrame { payload: vec![0; 1450], ..probe(Purpose::InIpv4, Family::Ipv4) }.frame(),

@@ -1,8 +1,9 @@
 //! `reason.rs`: every reason there is, provoked.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, net::SocketAddr, sync::atomic::Ordering};
 
 use lb_common::{
+    flow::{Entry, GROUP, State},
     frame::HostFrame,
     host::{
         HostTables, corpus,
@@ -87,6 +88,41 @@ fn provocation(reason: Reason) -> Provocation {
             program: Program::Probe,
             ..by(reason, probe::probe(Purpose::Unresolved, Family::Ipv4).frame())
         },
+        Reason::NatNoMapping => by(reason, client(Purpose::Nat).frame()),
+        Reason::NatNoReturn => {
+            let from = sample::backend_address(
+                sample::backend(Purpose::Nat, Family::Ipv4, 0),
+                Family::Ipv4,
+            );
+            let sent = ClientFrame {
+                client: SocketAddr::new(from, Purpose::Nat.port()),
+                vip: SocketAddr::new(sample::prober(0, Family::Ipv4).ip(), sample::NAT_PORTS.0),
+                ..client(Purpose::Nat)
+            };
+            by(reason, sent.frame())
+        }
+        Reason::NatPortsExhausted => Provocation {
+            prepare: |tables| tables.settings.nat_port_count = 0,
+            ..by(reason, client(Purpose::Nat).with_flags(Tcp::SYN).frame())
+        },
+        Reason::NatTableFull => Provocation {
+            // One word is free, and a translated flow needs two.
+            prepare: |tables| {
+                tables.settings.flow_mask = 0;
+                let other = sample::backend(Purpose::L2, Family::Ipv4, 0);
+                for (number, word) in (1..GROUP as u64).zip(tables.flow_words()) {
+                    let old = Entry::new(number << 40, other, 0, State::Old);
+                    word.store(old.0, Ordering::Relaxed);
+                }
+            },
+            ..by(reason, client(Purpose::Nat).with_flags(Tcp::SYN).frame())
+        },
+        Reason::HopLimit => {
+            let mut frame = client(Purpose::Nat).with_flags(Tcp::SYN).frame();
+            // Its checksum is nobody's business here.
+            frame.bytes[14 + 8] = 1;
+            by(reason, frame)
+        }
     }
 }
 

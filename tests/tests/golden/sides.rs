@@ -3,6 +3,8 @@
 use std::sync::atomic::Ordering;
 
 use lb_common::{
+    abi::FlowRecord,
+    flow::Entry,
     frame::HostFrame,
     host::{
         self, Counted, HostTables,
@@ -62,6 +64,24 @@ impl Sides {
     /// Whether the kernel's half takes frames with little headroom.
     pub fn takes_little_headroom(&mut self) -> bool {
         self.kernel.takes_little_headroom().unwrap()
+    }
+
+    /// Compares what both sides remember: the flow table, records, hops.
+    #[track_caller]
+    pub fn expect_same_memory(&self, name: &str) {
+        let words = self.tables.flow_words().iter().zip(self.kernel.flow_words());
+        for (index, (host, kernel)) in words.enumerate() {
+            let [host, kernel] = [host, kernel].map(|word| Entry(word.load(Ordering::Relaxed)));
+            assert_eq!(host, kernel, "{name}: word {index} of the flow table");
+        }
+        for (index, host) in self.tables.records() {
+            // The kernel's clock is not ours.
+            let kernel = FlowRecord { start: host.start, ..self.kernel.record(index) };
+            assert_eq!(host, kernel, "{name}: the record of word {index}");
+        }
+        for (index, host) in self.tables.hops() {
+            assert_eq!(host, self.kernel.hop(index).unwrap(), "{name}: the hop of word {index}");
+        }
     }
 
     /// Lets so many ticks pass: every entry's last packet is as much longer ago.
