@@ -12,13 +12,16 @@ use std::{
 };
 
 use lb_common::{
+    abi::FlowRecord,
+    address::Address,
     counters::Event,
-    flow::Entry,
+    flow::{Entry, State},
     frame::HostFrame,
     host::{
         self, Counted, HostTables, Random, corpus,
         sample::{self, BACKENDS, ClientFrame, FAMILIES, Purpose},
     },
+    nat::seen_address,
     parse::Family,
     reason::Reason,
     service::BackendState,
@@ -75,7 +78,7 @@ fn host_and_kernel_agree_about_every_frame() {
             host::pass(tables.flow_words(), ticks);
             host::pass(kernel.flow_words(), ticks);
         }
-        let input = source.next(&mut random);
+        let input = source.next(&mut random, &tables);
         let mut on_host = input.clone();
         let program = *random.choose(&PROGRAMS);
         let expected = program.on_host(&mut on_host, &tables);
@@ -89,12 +92,15 @@ fn host_and_kernel_agree_about_every_frame() {
     }
     add(&mut counted, compare(&tables, &mut kernel, frames));
 
-    println!("{answers:?}\n{:#?}\n{} packets forwarded", counted.reasons, counted.packets());
+    let back: u64 = counted.traffic.values().map(|traffic| traffic.return_packets).sum();
+    println!("{answers:?}\n{:#?}\n{:#?}", counted.reasons, counted.events);
+    println!("{} packets forwarded, {back} of them back", counted.packets());
     // A comparison of frames that all go the same way would say little.
     for answer in [Answer::Pass, Answer::Drop, Answer::Transmit, Answer::Redirect] {
         let count = answers.get(&answer).copied().unwrap_or(0);
         assert!(count > frames as u64 / 100, "{answer:?} only {count} times");
     }
+    assert!(back > frames as u64 / 100, "only {back} packets came back");
     for reason in Reason::ALL.iter().filter(|&&reason| reason != Reason::NoHeadroom) {
         assert!(counted.reason(*reason) > 0, "{} did not come up", reason.name());
     }
@@ -139,15 +145,19 @@ fn add(sum: &mut Counted, counted: Counted) {
         *sum.reasons.entry(reason).or_default() += count;
     }
     for (backend, traffic) in counted.traffic {
-        sum.traffic.entry(backend).or_default().packets += traffic.packets + traffic.return_packets;
+        let sum = sum.traffic.entry(backend).or_default();
+        sum.packets += traffic.packets;
+        sum.return_packets += traffic.return_packets;
     }
     for (event, count) in counted.events {
         *sum.events.entry(event).or_default() += count;
     }
 }
 
-/// Backends go and come, services are unlisted and listed, slots move.
+/// Backends go and come, services are unlisted and listed, slots move, ports are many and few.
 fn change(tables: &mut HostTables, random: &mut Random) {
+    // Often so few ports that they do not suffice.
+    tables.settings.nat_port_count = [sample::NAT_PORTS.1, 16, 2, 1][random.below(4)];
     for backend in &mut tables.backends[1..] {
         backend.state = match random.below(10) {
             0 => BackendState::Absent as u8,
@@ -181,17 +191,26 @@ struct FrameSource {
 }
 
 impl FrameSource {
-    fn next(&self, random: &mut Random) -> HostFrame {
+    fn next(&self, random: &mut Random, tables: &HostTables) -> HostFrame {
         let mut frame = match random.below(20) {
             0 => {
                 let len = SHORTEST + random.below(200);
                 HostFrame::new(random.bytes(len))
             }
             1 | 2 => random.choose(&self.corpus).frame.clone(),
+            3..10 => {
+                let mut frame = self.translated_frame(random, tables).frame();
+                if random.one_in(50) {
+                    // The hops that are left, where nothing stands before them.
+                    let at = if frame.bytes[12] == 8 { 22 } else { 21 };
+                    frame.bytes[at] = random.below(3) as u8;
+                }
+                frame
+            }
             _ => self.client_frame(random).frame(),
         };
-        // Half of them are damaged, most in their headers.
-        if random.one_in(2) {
+        // A third of them are damaged, most in their headers.
+        if random.one_in(3) {
             for _ in 0..=random.below(4) {
                 let headers = frame.bytes.len().clamp(1, 80);
                 if let Some(byte) = frame.bytes.get_mut(random.below(headers)) {
@@ -220,8 +239,7 @@ impl FrameSource {
     fn client_frame(&self, random: &mut Random) -> ClientFrame {
         let family = *random.choose(&FAMILIES);
         let purpose = *random.choose(&Purpose::ALL);
-        let mut sent = ClientFrame::new(purpose, family, random.below(12) as u16);
-        sent.client.set_port(40_000 + random.below(2) as u16);
+        let mut sent = Self::plain_frame(random, purpose, family);
         if random.one_in(6) {
             // A probe, most often the right one.
             let asked = random.choose(&Purpose::ALL).to_owned();
@@ -246,6 +264,42 @@ impl FrameSource {
                 }
             };
         }
+        sent
+    }
+
+    /// What a client or a backend sends of a translated flow that lives or has lived, most often
+    /// with what comes next in its life.
+    fn translated_frame(&self, random: &mut Random, tables: &HostTables) -> ClientFrame {
+        let known: Vec<(ClientFrame, State)> =
+            tables.records().into_iter().filter_map(|flow| translated(tables, flow)).collect();
+        if known.is_empty() || random.one_in(6) {
+            let purpose = *random.choose(&Purpose::NAT);
+            let family = *random.choose(&FAMILIES);
+            return Self::plain_frame(random, purpose, family);
+        }
+        let (ends, state) = random.choose(&known).clone();
+        let family = if ends.vip.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
+        let mut sent = Self::plain_frame(random, Purpose::Nat, family);
+        (sent.client, sent.vip) = (ends.client, ends.vip);
+        if random.one_in(2) {
+            sent.flags = match state {
+                State::Embryonic => Tcp::SYN | Tcp::ACK,
+                State::Closing => Tcp::FIN | Tcp::ACK,
+                _ => Tcp::ACK,
+            };
+        }
+        if random.one_in(20) {
+            // Nearly its own.
+            let port = sent.vip.port() ^ 1 << random.below(4);
+            sent.vip.set_port(port);
+        }
+        sent
+    }
+
+    /// A well-formed frame of a client of this service.
+    fn plain_frame(random: &mut Random, purpose: Purpose, family: Family) -> ClientFrame {
+        let mut sent = ClientFrame::new(purpose, family, random.below(12) as u16);
+        sent.client.set_port(40_000 + random.below(2) as u16);
         sent.flags = match random.below(12) {
             0..3 => Tcp::SYN,
             3..8 => Tcp::ACK,
@@ -268,6 +322,14 @@ impl FrameSource {
         }
         if random.one_in(4) {
             sent.tcp_options = random.bytes(random.clone().below(11) * 4);
+            // Most often with an MSS that is found.
+            let before = random.below(4);
+            if !random.one_in(4)
+                && let Some(place) = sent.tcp_options.get_mut(..before + 4)
+            {
+                place[..before].fill(1);
+                place[before..before + 2].copy_from_slice(&[2, 4]);
+            }
         }
         if family == Family::Ipv6 && random.one_in(3) {
             for _ in 0..random.below(10) {
@@ -281,6 +343,33 @@ impl FrameSource {
         sent.padding = [0, 0, 0, 6, 18][random.below(5)];
         sent
     }
+}
+
+/// What goes to a word of the flow table whose record is of a translated flow, and the word's state;
+/// of a return entry, what its backend sends.
+fn translated(
+    tables: &HostTables,
+    (word, record): (u32, FlowRecord),
+) -> Option<(ClientFrame, State)> {
+    if record.nat_port == [0; 2] {
+        return None;
+    }
+    let entry = Entry(tables.flow_words()[word as usize].load(Ordering::Relaxed));
+    let backend = tables.backends.get(usize::from(entry.backend()))?;
+    let socket = |address: Address, port| SocketAddr::new(address.into(), u16::from_be_bytes(port));
+    let (from, to) = if entry.is_return() {
+        let seen = seen_address(&record, tables);
+        (socket(backend.address, backend.port), socket(seen, record.nat_port))
+    } else {
+        let vip = tables.services.get(usize::from(backend.service))?.service.key.address;
+        (socket(record.client, record.client_port), socket(vip, record.vip_port))
+    };
+    if from.is_ipv4() != to.is_ipv4() {
+        return None;
+    }
+    let sent =
+        ClientFrame { client: from, vip: to, ..ClientFrame::new(Purpose::Nat, Family::Ipv4, 0) };
+    Some((sent, entry.state()))
 }
 
 fn extension(random: &mut Random) -> (u8, Vec<u8>) {
