@@ -534,6 +534,7 @@ impl Turn {
                 State::Reset | State::Young => State::Old,
                 state => state,
             },
+            Kind::Fin if matches!(theirs, State::Reset) => State::Reset,
             Kind::Fin => both_closing(theirs),
             Kind::Rst => {
                 if is_new {
@@ -547,11 +548,12 @@ impl Turn {
             // It was evicted: as long as nobody else has its port, it can be there again.
             return Ok(taken.to_restore());
         }
-        // What the backend has said of its own half stays; what ends both, ends both.
+        // What the backend has said of its own half stays; what ends both, ends both. And whose
+        // client is forwarded without a look at it, while it is settled, gives no port up.
         let told = match (state, theirs) {
             (State::TimeWait | State::Reset, _) => state,
-            (State::Old, State::Closing) => State::Closing,
-            (State::Old, _) | (State::Closing, State::Answered) => State::Old,
+            (State::Old | State::Closing, State::Closing) => State::Closing,
+            (State::Old | State::Closing, _) => State::Old,
             _ => theirs,
         };
         other.replace(tables, other.found.entry.with(tick, told));

@@ -28,6 +28,9 @@ const ACK: u8 = Tcp::ACK;
 const FIN: u8 = Tcp::FIN | Tcp::ACK;
 const RST: u8 = Tcp::RST;
 
+/// Segments that end a connection, or begin one: whether it is the backend that sends, and flags.
+type Segments = &'static [(bool, u8)];
+
 /// What became of a frame.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Said {

@@ -150,7 +150,7 @@ fn a_syns_mss_is_lowered_wherever_it_stands_and_nothing_else_is() {
         ("after two", &[1, 1, 2, 4, 0xff, 0xff, 0, 0], Some(4)),
         ("after another of odd length", &[3, 3, 7, 2, 4, 0xff, 0xff, 0], Some(5)),
         ("after a timestamp", &[8, 10, 0, 0, 0, 1, 0, 0, 0, 0, 1, 1, 2, 4, 0xff, 0xff], Some(14)),
-        ("at the end, after NOPs", &[&[1; 36][..], &[2, 4, 0xff, 0xff]].concat().leak(), Some(38)),
+        ("at the end, after NOPs", [&[1; 36][..], &[2, 4, 0xff, 0xff]].concat().leak(), Some(38)),
         ("small enough", &[2, 4, 0x02, 0x00], None),
         ("of no size", &[2, 4, 0, 0], None),
         ("behind the end of the list", &[0, 2, 4, 0xff, 0xff, 0, 0, 0], None),

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::parse::Ports;
+use crate::{host::Random, parse::Ports, steer::Stages};
 
 /// A backend's packet of an established flow, with one thing changed.
 #[test]
@@ -230,4 +230,84 @@ fn what_comes_back_goes_where_its_client_last_came_from() {
     steer::process(&mut frame, &scene.tables, scene.now());
     let expected = (Action::Redirect(sample::OTHER_INTERFACE), "0200000000fd020000000002".into());
     assert_eq!(macs_of_return(&scene), expected);
+}
+
+/// Many clients, few ports, a small table, any segment at any time, entries evicted: what a client
+/// sends goes by a port only while that is its own, and what comes back to a port goes only to whose
+/// it is.
+#[test]
+fn whatever_happens_a_ports_packets_are_those_of_who_has_it() {
+    for (seed, purpose) in (0u64..).zip(Purpose::NAT.into_iter().cycle().take(6)) {
+        let mut random = Random(seed);
+        let mut scene = Scene::with_flows(purpose, V4, 64);
+        scene.tables.settings.nat_port_count = 8;
+        // By the backend and what it sees, who has opened a connection that way, and its return
+        // entry, as long as that is there.
+        let mut owners: BTreeMap<(SocketAddr, SocketAddr), (SocketAddr, usize, Entry)> =
+            BTreeMap::new();
+        let (mut outward, mut homeward) = (0, 0);
+        for step in 0..20_000 {
+            let flags = *random.choose(&[SYN, SYN, ACK, ACK, ACK, FIN, RST]);
+            match random.below(200) {
+                0..6 => scene.tick += random.below(6) as u64,
+                6 => scene.tick += 300,
+                7 => scene.all_slots_to(random.below(3) as u16),
+                8 => {
+                    let state = *random.choose(&[BackendState::Suspect, BackendState::Forward]);
+                    scene.set_state(random.below(3) as u16, state);
+                }
+                9..100 if !owners.is_empty() => {
+                    let ends: Vec<_> = owners.iter().collect();
+                    let (&(server, seen), &(owner, ..)) = *random.choose(&ends);
+                    let flags = if flags == SYN { SYN_ACK } else { flags };
+                    let sent = ClientFrame { client: server, vip: seen, ..scene.client(0) };
+                    if let Said::Through { from, to } = scene.send(&sent, flags) {
+                        assert_eq!((from, to), (scene.vip(), owner), "seed {seed}, step {step}");
+                        homeward += 1;
+                    }
+                }
+                _ => {
+                    let sent = scene.client(random.below(20) as u16);
+                    if let Said::Through { from, to } = scene.send(&sent, flags) {
+                        outward += 1;
+                        let back = ClientFrame { client: to, vip: from, ..sent.clone() };
+                        let owner = owners.get(&(to, from)).map(|(client, ..)| *client);
+                        let is_own = owner.is_none_or(|owner| owner == sent.client);
+                        assert!(is_own || flags == SYN, "seed {seed}, step {step}: {owner:?}");
+                        if let Some(position) = scene.tables.position(&parsed(&back.frame())) {
+                            let entry = Entry(scene.words()[position]);
+                            owners.insert((to, from), (sent.client, position, entry));
+                        }
+                    }
+                }
+            }
+            let words = scene.words();
+            owners.retain(|_, (_, position, entry)| {
+                let now = Entry(words[*position]);
+                now.is_same(*entry) && now.state() != State::Free
+            });
+        }
+        assert!(outward > 2_000 && homeward > 200, "{purpose:?}: {outward} and {homeward}");
+    }
+}
+
+/// Two CPUs that have looked for a flow at the same moment, and have found none.
+#[test]
+fn of_two_syns_at_once_only_one_opens_a_connection() {
+    let scene = Scene::new(Purpose::Nat, V4);
+    let client = scene.client(1);
+    let segment = parsed(&client.clone().with_flags(SYN).frame());
+    let turn = || Turn {
+        segment,
+        hash: hash::of_flow(&segment, &scene.tables.settings.hash_keys),
+        now: scene.now(),
+        hop: crate::abi::NatHop::default(),
+        found: Found::NOTHING,
+    };
+    let results = [turn(), turn()].map(|turn| Stages::<HostFrame>::turn(&scene.tables, turn));
+    assert!(results[0].is_ok());
+    assert_eq!(results[1], Err(Reason::NatTableFull));
+    assert_eq!(scene.entries(), 2, "the other has left nothing");
+    let pair = scene.open(1);
+    scene.goes_on(&pair, true);
 }

@@ -174,6 +174,16 @@ fn stories() -> Vec<Story> {
                 ],
                 &[],
             ),
+            (
+                "a forged RST, and the client closes",
+                &[
+                    (Client(RST), "reset", "reset"),
+                    (Client(FIN), "reset", "reset"),
+                    (Client(ACK), "old", "old"),
+                    (Client(FIN), "closing", "old"),
+                ],
+                &[],
+            ),
             ("a forged SYN", &[(Client(SYN), "old", "old"), (Backend(ACK), "old", "old")], &[]),
             (
                 "silence",
@@ -337,7 +347,7 @@ fn a_client_whose_entry_is_lost_is_reset() {
 #[test]
 fn a_port_that_is_used_again_after_the_end_is_a_new_connection_at_once() {
     // How the connection before has ended, and by whom.
-    let ends: [(&str, &[(bool, u8)]); 4] = [
+    let ends: [(&str, Segments); 4] = [
         ("both have closed", &[(false, FIN), (true, FIN), (false, ACK)]),
         ("the client has closed", &[(false, FIN)]),
         ("the client has hung up", &[(false, RST)]),

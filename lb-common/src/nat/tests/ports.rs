@@ -97,7 +97,7 @@ fn without_ports_or_an_address_nothing_is_opened() {
 /// there is no other.
 #[test]
 fn a_port_is_given_up_when_its_connection_has_ended_and_no_sooner() {
-    let ends: [(&str, &[(bool, u8)], bool); 6] = [
+    let ends: [(&str, Segments, bool); 6] = [
         ("not at all", &[], false),
         ("the client has closed", &[(false, FIN)], false),
         ("the backend has closed", &[(true, FIN)], false),
@@ -160,7 +160,7 @@ fn a_flow_that_never_began_gives_its_port_up_in_the_next_tick() {
 /// Whoever had a port before has no part in the connection that has it now.
 #[test]
 fn who_has_lost_its_port_does_nothing_to_who_has_it() {
-    let ends: [(&str, &[(bool, u8)], u64); 5] = [
+    let ends: [(&str, Segments, u64); 5] = [
         ("both had closed", &[(true, SYN_ACK), (false, ACK), (false, FIN), (true, FIN)], 0),
         ("the client had hung up", &[(true, SYN_ACK), (false, ACK), (false, RST)], 0),
         ("never answered", &[], 1),
@@ -286,7 +286,7 @@ fn nothing_is_left_of_connections_that_have_ended() {
     let mut scene = Scene::new(Purpose::Nat, V4);
     for number in 0..100 {
         let pair = scene.establish(number);
-        let end: &[(bool, u8)] = match number % 4 {
+        let end: Segments = match number % 4 {
             0 => &[(false, FIN), (true, FIN), (false, ACK)],
             1 => &[(true, FIN), (false, FIN), (true, ACK)],
             2 => &[(false, RST)],
