@@ -88,7 +88,7 @@ impl Carry {
     }
 }
 
-/// What [`Stages::carry`](crate::steer::Stages::carry) does.
+/// What [`Stages::carry`] does.
 ///
 /// # Errors
 /// `NatNoMapping` and `NatNoReturn` if the flow is another's, `NoNextHop`, `TooBig`, `HopLimit`.
@@ -256,8 +256,8 @@ mod option {
 const IS_MSS: u64 = 1 << 32;
 
 /// One step along TCP options, from the one at the offset `at` in the frame: the offset of the next,
-/// or of this one's value and [`IS_MSS`]; 0 after the last. What
-/// [`Stages::next_option`](crate::steer::Stages::next_option) does: the verifier would follow each
+/// or of this one's value and `IS_MSS`; 0 after the last. What
+/// [`Stages::next_option`] does: the verifier would follow each
 /// way through ten options.
 #[inline(always)]
 pub fn next_option<F: Frame>(frame: &F, at: u64) -> u64 {
