@@ -61,8 +61,6 @@ pub enum TroubleKind {
     TakenOut,
     /// The flow table has little room.
     FlowTable,
-    /// The ports towards a backend run out.
-    NatPorts,
     /// Something can't be kept on disk.
     Disk,
     /// The config file could not be taken up.

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Facts, Front, Member, Pool, of_instance, troubles};
 use crate::{
     choice::choose,
-    control::api::{NatPorts, Severity, Trouble, TroubleKind},
+    control::api::{Severity, Trouble, TroubleKind},
     drain::Moment,
     health::Seen,
     model::{Identity, Service},
@@ -91,30 +91,6 @@ impl State {
         });
         let notes =
             self.notes.iter().map(|says| of_instance(Fault, TroubleKind::Note, says.clone(), None));
-        found.chain(not_forwarded).chain(notes).chain(self.short_of_ports()).collect()
-    }
-
-    /// Backends towards which four of five ports of an address are taken.
-    fn short_of_ports(&self) -> impl Iterator<Item = Trouble> {
-        let capacity = u64::from(self.nat_ports().count());
-        self.sweep.nat_ports.iter().filter_map(move |((backend, address), used)| {
-            let ports = NatPorts { used: u64::from(*used), capacity };
-            if !ports.are_short() {
-                return None;
-            }
-            let address = self.image.nat_addresses.get(address)?;
-            let (vip, backend) = self.identity(*backend)?;
-            Some(Trouble {
-                severity: Severity::Fault,
-                kind: TroubleKind::NatPorts,
-                about: format!("backend {backend} of {vip}"),
-                says: format!(
-                    "{used} of {capacity} ports of {address} are taken; without one new \
-                     connections are refused"
-                ),
-                mend: Some("name more `nat_addresses`, or widen `nat_ports`".to_owned()),
-                since: None,
-            })
-        })
+        found.chain(not_forwarded).chain(notes).collect()
     }
 }
