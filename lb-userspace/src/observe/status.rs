@@ -210,7 +210,10 @@ fn backend(
         bytes_total: counters.traffic.bytes,
         return_packets_total: counters.traffic.return_packets,
         return_bytes_total: counters.traffic.return_bytes,
-        nat_ports: nat_ports(state, service, index),
+        nat_ports: state.nat_ports_for(
+            service,
+            index.map_or(0, |index| u64::from(state.sweep.nat_ports_of(index))),
+        ),
         adopted_flows_total: counters.event(Event::Adopted),
         untracked_flows_total: counters.event(Event::Untracked),
         syn_retransmissions_total: counters.event(Event::SynRetransmission),
@@ -225,18 +228,6 @@ fn backend(
             state.datapath.settings().hz,
         ),
     }
-}
-
-/// Ports taken and to be had towards a backend, from the addresses that its service has now.
-fn nat_ports(state: &State, service: &Service, index: Option<u16>) -> Option<api::NatPorts> {
-    if !service.replaces_clients() {
-        return None;
-    }
-    let addresses = service.client_address.named().len().max(1) as u64;
-    Some(api::NatPorts {
-        used: index.map_or(0, |index| u64::from(state.sweep.nat_ports_of(index))),
-        capacity: addresses * u64::from(state.nat_ports().count()),
-    })
 }
 
 fn last_probe(service: &Service, seen: Option<&Seen>) -> Option<api::LastProbe> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 
 use crate::{
     choice::Tier,
-    control::api::{Severity, Trouble, TroubleKind},
+    control::api::{NatPorts, Severity, Trouble, TroubleKind},
     doctor::{Cause, Met, cause},
     drain::{Admin, Moment},
     health::{Failure, Seen, Standing, State},
@@ -64,6 +64,8 @@ pub(super) struct Member<'f> {
     pub seen: Option<&'f Seen>,
     pub is_suspect: bool,
     pub is_outlier: bool,
+    /// Ports of this host that its flows take; `None`: they take none.
+    pub nat_ports: Option<NatPorts>,
 }
 
 /// All that is wrong, the worst first; `since` only where what was seen tells it.
@@ -177,6 +179,7 @@ fn of_pool(pool: &Pool<'_>) -> Vec<Trouble> {
     }
     for (backend, member) in service.backends.iter().zip(&pool.members) {
         troubles.extend(of_backend(service, backend, member));
+        troubles.extend(of_ports(service, backend, member));
     }
     troubles
 }
@@ -250,6 +253,26 @@ fn of_backend(service: &Service, backend: &Backend, member: &Member<'_>) -> Opti
     );
     let kind = TroubleKind::BackendSuspect;
     Some(about(Severity::Fault, kind, says.to_owned(), Some(mend), None))
+}
+
+/// Whether ports towards it run out; who is taken out takes none.
+fn of_ports(service: &Service, backend: &Backend, member: &Member<'_>) -> Option<Trouble> {
+    let NatPorts { used, capacity } = member.nat_ports.filter(NatPorts::are_short)?;
+    let is_taken_out = backend.leaving || taken_out(backend).is_some();
+    (!is_taken_out).then(|| Trouble {
+        severity: Severity::Fault,
+        kind: TroubleKind::NatPorts,
+        about: format!("backend {}/{}", service.name, backend.name),
+        says: format!(
+            "{used} of {capacity} nat_ports towards it are taken; without one, new connections are \
+             refused with a RST"
+        ),
+        mend: Some(format!(
+            "give service {} (more) nat_addresses; a wider nat_ports needs a new start",
+            service.name
+        )),
+        since: None,
+    })
 }
 
 /// Why its last probe could not be made, and what to do about that, if it could not.

@@ -178,7 +178,7 @@ pub struct NatPorts {
 
 impl NatPorts {
     /// Whether more than four of five are taken.
-    pub const fn are_short(self) -> bool {
+    pub const fn are_short(&self) -> bool {
         self.used * 5 > self.capacity * 4
     }
 }

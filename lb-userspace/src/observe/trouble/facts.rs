@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use super::{Facts, Front, Member, Pool, of_instance, troubles};
 use crate::{
     choice::choose,
-    control::api::{Severity, Trouble, TroubleKind},
+    control::api::{NatPorts, Severity, Trouble, TroubleKind},
     drain::Moment,
     health::Seen,
     model::{Identity, Service},
@@ -39,16 +39,45 @@ impl State {
             is_attached: interface.xdp().is_some_and(|xdp| self.datapath.is_ours(xdp.id)),
             fault: interface.found.as_ref().and_then(Interface::fault),
         });
+        let ports = self.nat_ports_used();
         troubles(Facts {
             interfaces: interfaces.collect(),
-            pools: self.desired.services.iter().map(|s| self.pool(s, seen)).collect(),
+            pools: self.desired.services.iter().map(|s| self.pool(s, seen, &ports)).collect(),
             flows_used: self.sweep.used(),
             flow_capacity: self.datapath.flow_capacity(),
             own: self.own_troubles(unread),
         })
     }
 
-    fn pool<'f>(&'f self, service: &'f Service, seen: &'f BTreeMap<Identity, Seen>) -> Pool<'f> {
+    /// Ports of this host that flows take, by whose flows they are.
+    fn nat_ports_used(&self) -> BTreeMap<Identity, u64> {
+        let mut used = BTreeMap::new();
+        for ((backend, _), ports) in &self.sweep.nat_ports {
+            if let Some(identity) = self.identity(*backend) {
+                *used.entry(identity).or_default() += u64::from(*ports);
+            }
+        }
+        used
+    }
+
+    /// Those taken towards a backend of a service, and those to be had from the addresses that it
+    /// has now; `None`: its flows take none.
+    pub(in crate::observe) fn nat_ports_for(
+        &self,
+        service: &Service,
+        used: u64,
+    ) -> Option<NatPorts> {
+        let addresses = service.client_address.named().len().max(1) as u64;
+        let capacity = addresses * u64::from(self.nat_ports().count());
+        service.replaces_clients().then_some(NatPorts { used, capacity })
+    }
+
+    fn pool<'f>(
+        &'f self,
+        service: &'f Service,
+        seen: &'f BTreeMap<Identity, Seen>,
+        ports: &BTreeMap<Identity, u64>,
+    ) -> Pool<'f> {
         let members = service.backends.iter().map(|backend| {
             let identity = service.identity(backend);
             Member {
@@ -56,6 +85,8 @@ impl State {
                 seen: seen.get(&identity),
                 is_suspect: self.traffic_of(&identity).is_suspect,
                 is_outlier: self.stands_out(&identity),
+                nat_ports: self
+                    .nat_ports_for(service, ports.get(&identity).copied().unwrap_or_default()),
             }
         });
         Pool {

@@ -32,7 +32,8 @@ fn seen(state: State, failure: Failure) -> Seen {
 }
 
 fn member<'f>(standing: &'f Standing, seen: Option<&'f Seen>) -> Member<'f> {
-    Member { standing: Some(standing), seen, is_suspect: false, is_outlier: false }
+    let [is_suspect, is_outlier] = [false; 2];
+    Member { standing: Some(standing), seen, is_suspect, is_outlier, nat_ports: None }
 }
 
 fn facts<'f>(pools: Vec<Pool<'f>>) -> Facts<'f> {
@@ -197,4 +198,22 @@ fn a_trouble_is_dated_by_the_look_that_saw_it_first() {
     let mut again = [trouble("a")];
     onsets.date(&mut again, Moment(7000));
     assert_eq!(again[0].since, at(6));
+}
+
+#[test]
+fn ports_that_run_short_are_told_before_they_run_out() {
+    let service = sample::service("web", 1);
+    let well = standing(State::Healthy, None, None);
+    let told_of = |used, leaving| {
+        let mut service = service.clone();
+        service.backends[0].leaving = leaving;
+        let nat_ports = Some(NatPorts { used, capacity: 1000 });
+        let members = vec![Member { nat_ports, ..member(&well, None) }];
+        let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, members };
+        let troubles = troubles(facts(vec![pool]));
+        troubles.into_iter().map(|trouble| trouble.says).collect::<String>()
+    };
+    assert_eq!(told_of(800, false), "");
+    assert!(told_of(801, false).starts_with("801 of 1000 nat_ports towards it are taken"));
+    assert_eq!(told_of(801, true), "");
 }
