@@ -16,10 +16,10 @@ apt-get install -q -y --no-install-recommends --no-remove \
 
 # Nor start it at the next boot. A service that was there before is not in our arguments.
 for package in "$@"; do
-    case "$package" in
-    haproxy | nginx | prometheus)
-        systemctl disable "$package" >/dev/null 2>&1 ||
-            update-rc.d "$package" disable >/dev/null 2>&1 || true
-        ;;
+    case $package in
+        haproxy | nginx | prometheus) service=$package ;;
+        openssh-server) service=ssh ;;
+        *) continue ;;
     esac
+    systemctl disable "$service" >/dev/null 2>&1 || update-rc.d "$service" disable >/dev/null 2>&1 || true
 done
