@@ -40,6 +40,7 @@ mod process;
 mod prometheus;
 mod raw;
 mod sluice;
+mod ssh;
 mod stream;
 mod terminal;
 mod trunk;
@@ -72,8 +73,9 @@ pub use self::{
     process::{Process, Stopped},
     prometheus::{Prometheus, promtool},
     raw::{RawSocket, Received},
-    sluice::{Sluice, dataplane, service, service_with, sluice_binary},
-    stream::{BrokenStream, StreamPlan, StreamServer, Streams},
+    sluice::{Sluice, dataplane, on_port, service, service_with, sluice_binary},
+    ssh::SshServer,
+    stream::{BrokenStream, StreamPlan, StreamServer, Streams, allow_many_files},
     terminal::Terminal,
     wait::{DEADLINE, until},
 };

@@ -21,7 +21,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// What tests, demo and bench start, and the Debian package that it is in.
-const PROGRAMS: [(&str, &str); 16] = [
+const PROGRAMS: [(&str, &str); 18] = [
     // No program, but nginx has it from here alone.
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
     ("bpftool", "bpftool"),

@@ -219,6 +219,11 @@ pub fn service(
     service_with(name, vip, forwarding, backends, family, "health = { check = \"none\" }\n")
 }
 
+/// The same `[[service]]` with its backends on this port, which only `nat` can tell from the VIP's.
+pub fn on_port(service: &str, port: u16) -> String {
+    service.replace("\" },\n", &format!("\", port = {port} }},\n"))
+}
+
 /// A `[[service]]` of a configuration, with these lines for its check and whatever else it has.
 pub fn service_with(
     name: &str,

@@ -166,8 +166,8 @@ where
     thread.context("start the streams' thread")
 }
 
-/// A descriptor for each end of each connection.
-fn allow_many_files() -> Result<()> {
+/// A descriptor for each end of each connection, in this process and those that it starts.
+pub fn allow_many_files() -> Result<()> {
     use nix::sys::resource::{Resource, getrlimit, setrlimit};
     let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).context("ask for the limit of files")?;
     setrlimit(Resource::RLIMIT_NOFILE, hard, hard).context("raise the limit of files")

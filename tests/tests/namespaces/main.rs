@@ -16,6 +16,7 @@ mod health;
 mod laboratory;
 mod life;
 mod metrics;
+mod nat;
 mod nat_setup;
 mod networks;
 mod observe;

@@ -23,8 +23,13 @@ pub struct Scene {
 impl Scene {
     /// Machines with nginx on port 80 of each backend.
     pub fn start(plan: Plan) -> Self {
+        Self::serving(plan, &[80])
+    }
+
+    /// Machines with nginx on these ports of each backend.
+    pub fn serving(plan: Plan, ports: &[u16]) -> Self {
         let lab = Lab::start(plan).unwrap();
-        let nginx = lab.backends().iter().map(|host| Nginx::start(host, &[80]).unwrap()).collect();
+        let nginx = lab.backends().iter().map(|host| Nginx::start(host, ports).unwrap()).collect();
         Self { agents: Vec::new(), nginx, lab }
     }
 
@@ -38,12 +43,14 @@ impl Scene {
         (scene, sluice)
     }
 
-    /// Prepares each backend: for `l2` by hand, so that these tests need no agent.
+    /// Prepares each backend: for `l2` by hand, so that these tests need no agent; for `nat` there
+    /// is nothing to prepare.
     pub fn own(&mut self, vip: &str, forwarding: &str) {
         let vip = address(vip).ip();
         for host in self.lab.backends() {
             match forwarding {
                 "l2" => host.own_vip_quietly(vip).unwrap(),
+                "nat" => {}
                 _ => self.agents.push(host.run_agent(&[vip], &[]).unwrap()),
             }
         }

@@ -28,7 +28,7 @@ use serde_json::Value;
 use sluice_tests::{
     lab::{
         Agent, DEADLINE, Family, Lab, Load, LoadPlan, Nginx, Plan, Sluice, Tally, Target,
-        dataplane, is_root, service_with, sluice_binary, until,
+        dataplane, is_root, on_port, service_with, sluice_binary, until,
     },
     signals,
 };
@@ -39,7 +39,7 @@ use self::{
 };
 
 /// Shows Sluice at work: network namespaces for a client, the balancer and three backends with
-/// real nginx; four services (l2 and ipip, IPv4 and IPv6); under load a backend drained, another
+/// real nginx; six services (l2, ipip and nat, IPv4 and IPv6); under load a backend drained, another
 /// dead without a word and back, and the daemon killed with -9.
 /// Needs root. Removes everything it made when it ends, also on Ctrl-C.
 #[derive(Parser)]
@@ -71,19 +71,24 @@ struct Drain {
 }
 
 /// Name, VIP, forwarding.
-const SERVICES: [(&str, &str, &str); 4] = [
+const SERVICES: [(&str, &str, &str); 6] = [
     ("l2-ipv4", "203.0.113.10:80", "l2"),
     ("l2-ipv6", "[2001:db8:f00d::10]:80", "l2"),
     ("ipip-ipv4", "203.0.113.20:80", "ipip"),
     ("ipip-ipv6", "[2001:db8:f00d::20]:80", "ipip"),
+    ("nat-ipv4", "203.0.113.30:80", "nat"),
+    ("nat-ipv6", "[2001:db8:f00d::30]:80", "nat"),
 ];
+
+/// Where servers listen for `l2` and `ipip`, and for `nat`.
+const PORTS: [u16; 2] = [80, 8080];
 
 /// The server that is taken out and put back.
 const DRAINED: &str = "web-2";
 /// The one that dies and returns.
 const MORTAL: &str = "web-3";
 
-/// How the balancer asks the servers: by way of the VIP, as is the default. The time-out leaves room
+/// How the balancer asks the servers: by the way of traffic, as is the default. The time-out leaves room
 /// for a machine that does much else.
 const HEALTH: &str = "health = { check = \"http\", path = \"/healthz\", interval = \"500ms\", timeout = \"500ms\", fall = 2 }\n";
 /// A closed connection is counted for so long: a drain shall not be most of the demo.
@@ -169,15 +174,18 @@ fn set(picture: &mut Picture) -> Result<Stage> {
     let lab = Lab::start(Plan::default())?;
     picture.topology(&lab);
     picture.step("network namespaces and a bridge");
-    let nginx = lab.backends().iter().map(|host| Nginx::start(host, &[80]));
+    let nginx = lab.backends().iter().map(|host| Nginx::start(host, &PORTS));
     let nginx = nginx.collect::<Result<_>>()?;
     picture.step("nginx on each backend");
     checkpoint()?;
 
-    let vips = services()?.map(|(_, vip, _)| vip.ip()).collect::<Vec<IpAddr>>();
+    let dsr = services()?.filter(|(_, _, forwarding)| *forwarding != "nat");
+    let vips = dsr.map(|(_, vip, _)| vip.ip()).collect::<Vec<IpAddr>>();
     let agents = lab.backends().iter().map(|host| host.run_agent(&vips, &[]));
     let agents = agents.collect::<Result<_>>()?;
-    picture.step("sluice agent on each backend: VIPs on loopback, tunnels opened by XDP");
+    picture.step(
+        "sluice agent on each backend: VIPs on loopback, tunnels opened by XDP; nat needs neither",
+    );
     checkpoint()?;
 
     let sluice = lab.balancer().run_sluice(&config(&lab)?)?;
@@ -192,7 +200,7 @@ fn set(picture: &mut Picture) -> Result<Stage> {
         (all_healthy() || signals::interrupted()).then_some(())
     })?;
     checkpoint()?;
-    picture.step("all backends healthy: asked for /healthz by the VIPs, the way that traffic goes");
+    picture.step("all backends healthy: asked for /healthz by the way that traffic goes");
     Ok(Stage { sluice, _agents: agents, _nginx: nginx, lab })
 }
 
@@ -200,6 +208,7 @@ fn config(lab: &Lab) -> Result<String> {
     Ok(services()?.fold(dataplane(&["eth0"]), |config, (name, vip, forwarding)| {
         let (backends, family) = (lab.backends(), Family::of(vip.ip()));
         let service = service_with(name, vip, forwarding, backends, family, HEALTH);
+        let service = if forwarding == "nat" { on_port(&service, PORTS[1]) } else { service };
         config + service.trim_end() + "\n" + IDLE_TIMEOUT + "\n"
     }))
 }

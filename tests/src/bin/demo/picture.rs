@@ -118,7 +118,8 @@ impl Picture {
              \x20                            ├─── bridge ───┼──── web-2  {two}  nginx\n\
              \x20 balancer  {balancer:<12} ────┘              └──── web-3  {three}  nginx\n\
              \x20 sluice: XDP on eth0\n\n\
-             \x20 a request: client → balancer → backend; its answer: backend → client, directly\n"
+             \x20 a request: client → balancer → backend; its answer: backend → client, directly,\n\
+             \x20            but with nat through the balancer again\n"
         );
     }
 
