@@ -1,8 +1,8 @@
 //! `cargo xtask test churn`: does a change break a connection?
 //!
 //! Each [`Change`] is made while long connections speak both ways, every byte checked
-//! ([`crate::lab::Streams`]), and new ones come all the time ([`crate::lab::Load`]): by `l2` and
-//! `ipip`, over IPv4 and IPv6. What is counted are connections that broke, and new ones that
+//! ([`crate::lab::Streams`]), and new ones come all the time ([`crate::lab::Load`]): by `l2`, `ipip`
+//! and `nat`, over IPv4 and IPv6. What is counted are connections that broke, and new ones that
 //! failed. Both must be none.
 //!
 //! - `change`: what is done, step by step.
@@ -55,17 +55,19 @@ impl Plan {
     pub fn short() -> Self {
         let long = [Change::SmallTable, Change::Death];
         let changes = Change::ALL.into_iter().filter(|change| !long.contains(change));
-        let ways = vec![(Mode::L2, Family::V4), (Mode::Ipip, Family::V6)];
+        let ways = vec![(Mode::L2, Family::V4), (Mode::Ipip, Family::V6), (Mode::Nat, Family::V4)];
         Self { flows: 100, changes: changes.collect(), ways }
     }
 }
 
 /// All ways there are.
-pub const WAYS: [(Mode, Family); 4] = [
+pub const WAYS: [(Mode, Family); 6] = [
     (Mode::L2, Family::V4),
     (Mode::L2, Family::V6),
     (Mode::Ipip, Family::V4),
     (Mode::Ipip, Family::V6),
+    (Mode::Nat, Family::V4),
+    (Mode::Nat, Family::V6),
 ];
 
 /// Makes all changes of a plan; `told` hears of each case when it has ended.
@@ -90,7 +92,7 @@ pub fn run(plan: &Plan, mut told: impl FnMut(&Case)) -> Result<Report> {
                 report.cases.push(case);
             }
         }
-        if plan.changes.contains(&Change::SmallTable) {
+        if plan.changes.contains(&Change::SmallTable) && mode.needs_no_table() {
             let (case, figure) = small_table(&stage, mode, family, plan.flows)
                 .with_context(|| format!("small table ({} {})", mode.name(), family.name()))?;
             told(&case);

@@ -22,7 +22,7 @@ struct Arguments {
     /// Long connections in each case; at least 4096 where the flow table is too small.
     #[arg(long, value_name = "N", default_value_t = 1000)]
     flows: u64,
-    /// What `cargo xtask test` does: 100 long connections, two ways, no death.
+    /// What `cargo xtask test` does: 100 long connections, three ways, no death.
     #[arg(long)]
     short: bool,
 }
@@ -57,7 +57,7 @@ fn plan(arguments: &Arguments) -> Result<Plan> {
     } else {
         Plan { flows: arguments.flows, changes: Change::ALL.to_vec(), ways: WAYS.to_vec() }
     };
-    let modes = [Mode::L2, Mode::Ipip].map(Mode::name);
+    let modes = [Mode::L2, Mode::Ipip, Mode::Nat].map(Mode::name);
     let families = [Family::V4, Family::V6].map(Family::name);
     let (ways, names): (Vec<_>, Vec<_>) = arguments
         .filters
@@ -65,17 +65,17 @@ fn plan(arguments: &Arguments) -> Result<Plan> {
         .map(String::as_str)
         .partition(|word| modes.contains(word) || families.contains(word));
     plan.ways.retain(|(mode, family)| {
-        let meant = |all: [&str; 2], one: &str| {
+        let meant = |all: &[&str], one: &str| {
             let mut said = ways.iter().filter(|word| all.contains(word)).peekable();
             said.peek().is_none() || said.any(|word| *word == one)
         };
-        meant(modes, mode.name()) && meant(families, family.name())
+        meant(&modes, mode.name()) && meant(&families, family.name())
     });
     plan.changes
         .retain(|change| names.is_empty() || names.iter().any(|word| change.name().contains(word)));
     if plan.changes.is_empty() || plan.ways.is_empty() {
         let all = Change::ALL.map(Change::name).join(", ");
-        bail!("nothing is left to do; there are {all}; l2, ipip; ipv4, ipv6");
+        bail!("nothing is left to do; there are {all}; l2, ipip, nat; ipv4, ipv6");
     }
     Ok(plan)
 }

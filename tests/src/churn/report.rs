@@ -12,7 +12,7 @@ use crate::lab::BrokenStream;
 pub struct Case {
     /// [`Change::name`].
     pub change: &'static str,
-    /// `l2` or `ipip`.
+    /// `l2`, `ipip` or `nat`.
     pub mode: &'static str,
     /// `ipv4` or `ipv6`.
     pub family: &'static str,

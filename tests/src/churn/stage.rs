@@ -26,6 +26,8 @@ pub enum Mode {
     L2,
     /// IP in IP.
     Ipip,
+    /// Other addresses and ports, both ways.
+    Nat,
 }
 
 impl Mode {
@@ -34,6 +36,16 @@ impl Mode {
         match self {
             Self::L2 => "l2",
             Self::Ipip => "ipip",
+            Self::Nat => "nat",
+        }
+    }
+
+    /// Whether a flow that finds no place in the flow table is forwarded nevertheless. What is
+    /// translated can't be: it is refused.
+    pub(super) const fn needs_no_table(self) -> bool {
+        match self {
+            Self::L2 | Self::Ipip => true,
+            Self::Nat => false,
         }
     }
 }
@@ -51,7 +63,7 @@ pub(super) struct Stage {
 const STREAMS: u16 = 7;
 const WEB: u16 = 80;
 const SERVICES: [(&str, u16); 2] = [("streams", STREAMS), ("web", WEB)];
-/// By way of the VIP, with a time-out that a busy machine keeps.
+/// By the way of traffic, with a time-out that a busy machine keeps.
 const HEALTH: &str = "health = { check = \"tcp\", interval = \"1s\", timeout = \"1s\" }\n";
 /// The longest that a backend's silence goes unnoticed, with room for a busy machine: an interval,
 /// and three probes that wait for their time-outs.
