@@ -35,6 +35,10 @@ pub const ATTEMPTS: u32 = 32;
 /// The first of them must be free; later ones may be taken from who gives way.
 const FREE_ONLY: u32 = 8;
 
+/// By how much each of eight primes is below 2^16, a byte each. They are above any number of ports, so
+/// that in steps of one of them all are walked through, however many they are.
+const STEPS: u64 = u64::from_le_bytes([15, 17, 39, 57, 87, 89, 99, 113]);
+
 /// Whether a backend's packets are translated.
 #[inline(always)]
 pub const fn translates(backend: &Backend) -> bool {
@@ -263,10 +267,9 @@ fn draw<T: Tables>(
     if address == 0 || ports == 0 {
         return None;
     }
-    // From a place of its own in steps of its own: odd, so that a power of two of ports is walked
-    // through whole.
+    // From a place of its own in steps that many others don't make.
     let start = (drawn >> 16) as u32 & 0xffff;
-    let step = (drawn >> 32) as u32 & 0xffff | 1;
+    let step = (1 << 16) - (STEPS >> (drawn >> 32 & 0x38) & 0xff) as u32;
     let offset = start.wrapping_add(step.wrapping_mul(attempt)) % ports;
     Some((address, settings.nat_port_first.wrapping_add(offset as u16).to_be_bytes()))
 }
