@@ -216,7 +216,8 @@ fn flow_table(flows: &api::FlowTable) -> String {
     let embryonic = flows.by_state.get(State::Embryonic.name()).copied().unwrap_or(0);
     let all =
         format!("{} of {}{}", exact(flows.used), exact(flows.capacity), by_state(&flows.by_state));
-    match embryonic * 2 > flows.used && embryonic > 1000 {
+    let flows: u64 = flows.by_state.values().sum();
+    match embryonic * 2 > flows && embryonic > 1000 {
         true => format!("{all} (most only a SYN: a flood?)"),
         false => all,
     }

@@ -61,7 +61,8 @@ pub(super) fn status(state: &State) -> api::Status {
 }
 
 fn flow_table(state: &State) -> api::FlowTable {
-    api::FlowTable::new(u64::from(state.datapath.flow_capacity()), |wanted| {
+    let used = u64::from(state.sweep.used());
+    api::FlowTable::new(u64::from(state.datapath.flow_capacity()), used, |wanted| {
         flow::State::ALL
             .iter()
             .position(|state| *state == wanted)

@@ -98,7 +98,8 @@ fn well_is_short() {
     let mut well = sample::status();
     well.troubles.clear();
     well.services.clear();
-    well.flows = api::FlowTable::new(1 << 20, |state| 9000 * u64::from(state == State::Embryonic));
+    let embryonic = |state| 9000 * u64::from(state == State::Embryonic);
+    well.flows = api::FlowTable::new(1 << 20, 9000, embryonic);
     insta::assert_snapshot!(status(&well, at("09:30:00"), SMALL, PLAIN), @"
     forwarding: yes
 

@@ -242,9 +242,10 @@ pub struct Reconciliations {
 pub struct FlowTable {
     /// How many flows it can hold.
     pub capacity: u64,
-    /// How many it holds.
+    /// How much of that is taken: a translated flow takes twice what another does.
     pub used: u64,
-    /// The same by state: `embryonic`, `young`, `old`, `closing`, `reset`.
+    /// How many it holds, by state: `embryonic`, `young`, `old`, `closing`, `reset`, `answered`,
+    /// `time_wait`.
     pub by_state: BTreeMap<String, u64>,
 }
 
@@ -472,9 +473,8 @@ impl Health {
 
 impl FlowTable {
     /// From what a sweep counted.
-    pub fn new(capacity: u64, count: impl Fn(State) -> u64) -> Self {
-        let by_state = by_state(count);
-        Self { capacity, used: by_state.values().sum(), by_state }
+    pub fn new(capacity: u64, used: u64, count: impl Fn(State) -> u64) -> Self {
+        Self { capacity, used, by_state: by_state(count) }
     }
 }
 
