@@ -16,31 +16,41 @@ const CONVERSATIONS: u64 = 60;
 
 #[test]
 fn a_flood_of_syns_hurts_no_established_connection() {
-    flood(&[SYN]);
+    flood("l2", &[SYN]);
 }
 
 #[test]
 fn a_flood_of_syn_and_ack_pairs_hurts_no_established_connection() {
-    flood(&[SYN, ACK]);
+    flood("l2", &[SYN, ACK]);
+}
+
+#[test]
+fn a_flood_of_syns_hurts_no_translated_connection() {
+    flood("nat", &[SYN]);
+}
+
+#[test]
+fn a_flood_of_syn_and_ack_pairs_hurts_no_translated_connection() {
+    flood("nat", &[SYN, ACK]);
 }
 
 /// While connections live only in the flow table (a backend came since, so that their slots are
 /// another's), spoofed clients try to drive them out of it.
-fn flood(flags: &[u8]) {
+fn flood(forwarding: &str, flags: &[u8]) {
     if !is_privileged() {
         return;
     }
     let mut scene = Scene::start(Plan::default());
     let (echo, flooded) = ("203.0.113.10:7", "203.0.113.10:81");
-    scene.own(echo, "l2");
+    scene.own(echo, forwarding);
     let servers = scene.lab.backends().iter().map(|host| EchoServer::start(host, 7).unwrap());
     let _servers = servers.collect::<Vec<_>>();
     let config = |backends: usize| {
         let backends = &scene.lab.backends()[..backends];
         dataplane(&["eth0"]).trim_end().to_owned()
             + &format!("\nflow_capacity = {CAPACITY}\n")
-            + &service("echo", address(echo), "l2", backends, Family::V4)
-            + &service("flooded", address(flooded), "l2", backends, Family::V4)
+            + &service("echo", address(echo), forwarding, backends, Family::V4)
+            + &service("flooded", address(flooded), forwarding, backends, Family::V4)
     };
     let mut sluice = scene.lab.balancer().run_sluice(&config(2)).unwrap();
     let client = scene.lab.client();

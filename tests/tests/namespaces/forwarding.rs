@@ -113,7 +113,13 @@ fn generic_xdp_forwards_too() {
     if !is_privileged() {
         return;
     }
-    for (forwarding, vip, family) in [("l2", VIP4, Family::V4), ("ipip", VIP6, Family::V4)] {
+    let cases = [
+        ("l2", VIP4, Family::V4),
+        ("ipip", VIP6, Family::V4),
+        ("nat", VIP4, Family::V4),
+        ("nat", VIP6, Family::V6),
+    ];
+    for (forwarding, vip, family) in cases {
         let mut scene = Scene::start(Plan::default());
         scene.own(vip, forwarding);
         let config = dataplane(&["eth0"]).trim_end().to_owned()
@@ -140,6 +146,8 @@ fn many_services_of_all_kinds_share_one_balancer() {
         ("ipip-6in4", "[2001:db8:f00d::12]:80", "ipip", Family::V4),
         ("ipip-4in6", "203.0.113.13:80", "ipip", Family::V6),
         ("ipip-6in6", "[2001:db8:f00d::13]:80", "ipip", Family::V6),
+        ("nat-ipv4", "203.0.113.14:80", "nat", Family::V4),
+        ("nat-ipv6", "[2001:db8:f00d::14]:80", "nat", Family::V6),
     ];
     let vips = services.map(|(_, vip, ..)| address(vip).ip());
     scene.agents =

@@ -16,8 +16,8 @@ use super::{
 };
 use crate::scene::{Scene, VIP4, VIP6, address, assert_flawless};
 
-/// As many ports as there are.
-const PORTS: usize = 16;
+/// As many ports as there are: a number that many steps would walk through only in part.
+const PORTS: usize = 15;
 
 /// `talk` on one backend, with these lines for the data plane.
 fn talk(vip: &str, head: &str, lines: &str) -> (Lab, Sluice, TcpListener) {
@@ -40,7 +40,7 @@ fn each_port_is_used_once_then_clients_are_refused_until_one_is_free() {
         return;
     }
     for vip in [TALK_VIP, "[2001:db8:f00d::10]:7"] {
-        let (lab, sluice, listener) = talk(vip, "nat_ports = \"2000-2015\"", "");
+        let (lab, sluice, listener) = talk(vip, "nat_ports = \"2000-2014\"", "");
         let client = lab.client();
         let mut ours = Vec::new();
         let (mut theirs, mut seen) = (Vec::new(), BTreeSet::new());
@@ -50,7 +50,7 @@ fn each_port_is_used_once_then_clients_are_refused_until_one_is_free() {
             theirs.push(stream);
             seen.insert(from.port());
         }
-        assert_eq!(seen, (2000..2016).collect());
+        assert_eq!(seen, (2000..2015).collect());
         until_ports_used(&sluice, PORTS as u64);
         let short = sluice.status().unwrap()["problems"].to_string();
         assert!(short.contains("nat_ports"), "{short}");
