@@ -9,8 +9,14 @@ use sluice_tests::lab::{
 use super::{UNCHECKED, WEB, backends, egress, nat, sum, web};
 use crate::scene::{Scene, VIP4, VIP6, address, assert_flawless};
 
-const ONE_NETWORK: Plan =
-    Plan { clients: 1, backends: 3, second_network: false, second_balancer: false, vlan: None };
+const ONE_NETWORK: Plan = Plan {
+    clients: 1,
+    backends: 3,
+    second_network: false,
+    second_balancer: false,
+    vlan: None,
+    plain_ports: false,
+};
 const TWO_NETWORKS: Plan = Plan { second_network: true, ..ONE_NETWORK };
 
 #[test]
