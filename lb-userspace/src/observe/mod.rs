@@ -4,6 +4,7 @@
 mod flows;
 mod forwarding;
 mod health;
+mod recorder;
 mod state;
 mod status;
 mod traffic;

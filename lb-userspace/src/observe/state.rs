@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use lb_common::{address::Address, counters::Event};
 
-use super::traffic::Pools;
+use super::{recorder::Recording, traffic::Pools};
 use crate::{
     control::api::EventKind,
     datapath::{Datapath, IdleLimits, Sweep},
@@ -78,6 +78,8 @@ pub struct State {
     pub drift_repairs: u64,
     /// What happened.
     pub journal: Journal,
+    /// What was counted, second by second.
+    pub(super) recording: Recording,
     /// Where the intent is kept.
     store: Store,
     /// When the maps were last changed: what a sweep begun before says of idle backends is old.
@@ -111,8 +113,10 @@ impl State {
     pub fn new(instance: Instance, restored: Restored, datapath: Datapath, image: Image) -> Self {
         let Restored { intent, store, notes } = restored;
         let kept_health = health::kept::read(&instance.state());
+        let journal = Journal::of(&instance.state());
         Self {
-            journal: Journal::of(&instance.state()),
+            recording: Recording::start(&instance, &journal),
+            journal,
             instance,
             since: SystemTime::now(),
             desired: intent.desired(),

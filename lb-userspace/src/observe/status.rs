@@ -286,6 +286,7 @@ fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> 
     problems.extend(state.not_forwarded.iter().cloned());
     problems.extend(state.keep_error.clone());
     problems.extend(state.journal.error());
+    problems.extend(state.recording.error());
     problems.extend(state.reload_error.clone());
     problems.extend(counted.error.clone());
     problems.extend(state.notes.iter().cloned());
