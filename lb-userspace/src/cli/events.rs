@@ -67,21 +67,25 @@ fn left_behind(directory: &Path, filter: &EventFilter) -> crate::control::api::E
     journal::select(journal::read(directory), filter)
 }
 
-fn line(event: &Event, json: bool, palette: Palette) -> anyhow::Result<String> {
-    if json {
-        return Ok(serde_json::to_string(event).context("write JSON")? + "\n");
-    }
-    let tone = match event.kind {
+/// How it looks.
+pub(super) const fn tone(kind: EventKind) -> Tone {
+    match kind {
         EventKind::Daemon | EventKind::Change | EventKind::Upgrade => Tone::Plain,
         EventKind::Drained => Tone::Good,
         EventKind::Drift | EventKind::Attach | EventKind::NextHop | EventKind::Health => {
             Tone::Doubtful
         }
         EventKind::Trouble => Tone::Bad,
-    };
+    }
+}
+
+fn line(event: &Event, json: bool, palette: Palette) -> anyhow::Result<String> {
+    if json {
+        return Ok(serde_json::to_string(event).context("write JSON")? + "\n");
+    }
     // To the second, for people.
     let at = event.at.get(..19).unwrap_or(&event.at);
-    let kind = palette.paint(tone, &format!("{:<8}", event.kind.name()));
+    let kind = palette.paint(tone(event.kind), &format!("{:<8}", event.kind.name()));
     let about = match (&event.service, &event.backend) {
         (Some(service), Some(backend)) => format!("{service}/{backend}  "),
         (Some(service), None) => format!("{service}  "),

@@ -20,6 +20,7 @@ mod own_health;
 mod passive;
 mod pool;
 mod probe_path;
+mod recorder;
 mod rolling_deploy;
 mod runtime;
 mod scene;

@@ -69,7 +69,7 @@ impl FullDisk {
     fn mount(directory: PathBuf) -> Self {
         fs::create_dir_all(&directory).unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=4m", "sluice-test"]).arg(&directory);
+        mount.args(["-t", "tmpfs", "-o", "size=16m", "sluice-test"]).arg(&directory);
         assert!(mount.status().unwrap().success());
         Self(directory)
     }
@@ -126,6 +126,14 @@ fn a_full_disk_loses_no_change_and_is_told_loudly() {
     assert_flawless(&scene, &tally);
     assert_eq!(tally.answers[VIP4].keys().collect::<Vec<_>>(), ["web-1", "web-3"]);
     assert_eq!(fs::read(disk.0.join("state.json")).unwrap(), whole, "never half written");
+    // The flight recorder has taken its room before.
+    assert!(!problems(&sluice).contains("recorder"), "{}", problems(&sluice));
+    let newest = || {
+        let story = sluice.json(&["recorder", "--window", "5m"]).unwrap();
+        story["recorded_until"].as_str().map(str::to_owned)
+    };
+    let before = newest();
+    until("another second to be recorded", DEADLINE, || (newest() > before).then_some(())).unwrap();
 
     // It writes when it can.
     disk.empty();
