@@ -11,7 +11,7 @@ use crate::{
     health,
     instance::Instance,
     journal::Journal,
-    model::{Backend, Identity, Service},
+    model::{Backend, Desired, Identity, Service},
     recorder::{Condition, Figures, Reading, Recorder, Tally},
 };
 
@@ -26,9 +26,11 @@ pub(super) struct Recording {
 }
 
 impl Recording {
-    pub fn start(instance: &Instance, journal: &Journal) -> Self {
+    pub fn start(instance: &Instance, journal: &Journal, desired: &Desired) -> Self {
+        let backends = desired.services.iter().map(|service| service.backends.len());
+        let parties = desired.services.len() + backends.sum::<usize>();
         Self {
-            recorder: Recorder::start(&instance.state(), journal.clone()),
+            recorder: Recorder::start(&instance.state(), journal.clone(), parties),
             tally: Tally::default(),
             second: None,
             counters: Vec::new(),

@@ -114,12 +114,13 @@ impl State {
         let Restored { intent, store, notes } = restored;
         let kept_health = health::kept::read(&instance.state());
         let journal = Journal::of(&instance.state());
+        let desired = intent.desired();
         Self {
-            recording: Recording::start(&instance, &journal),
+            recording: Recording::start(&instance, &journal, &desired),
             journal,
             instance,
             since: SystemTime::now(),
-            desired: intent.desired(),
+            desired,
             intent,
             limits: datapath.idle_limits(std::iter::empty()),
             datapath,

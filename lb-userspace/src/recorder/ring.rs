@@ -159,9 +159,8 @@ impl Ring {
     /// # Errors
     /// If it can't be written: then it is lost, and the next one may be written again.
     pub fn append(&mut self, second: &Second, parties: usize) -> io::Result<()> {
-        let size = Size::of(parties);
-        let reserved = self.reserve(size.segments);
-        let written = self.write(second, size);
+        let reserved = self.reserve(parties);
+        let written = self.write(second, Size::of(parties));
         // Without room of its own it may still be written, while the disk has some.
         written.and(reserved)
     }
@@ -217,8 +216,13 @@ impl Ring {
         Ok(())
     }
 
-    /// Takes room on the disk; a file system that can't do so gives it as it comes.
-    fn reserve(&mut self, segments: usize) -> io::Result<()> {
+    /// Takes room on the disk for so many services and backends together; a file system that can't
+    /// do so gives it as it comes.
+    ///
+    /// # Errors
+    /// If the disk does not have it.
+    pub fn reserve(&mut self, parties: usize) -> io::Result<()> {
+        let Size { segments, .. } = Size::of(parties);
         if segments <= self.reserved {
             return Ok(());
         }

@@ -28,8 +28,9 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    /// Begins to record into a state directory; what goes wrong is told in the journal.
-    pub fn start(directory: &Path, journal: Journal) -> Self {
+    /// Begins to record, into a state directory, an instance that has so many services and backends
+    /// together. What goes wrong is told in the journal.
+    pub fn start(directory: &Path, journal: Journal, parties: usize) -> Self {
         let path = super::path(directory);
         let error = Arc::default();
         let (seconds, todo) = sync_channel(WAITING);
@@ -37,7 +38,7 @@ impl Recorder {
         let teller = Teller { path, journal, error: recorder.error.clone() };
         let spawned = thread::Builder::new()
             .name("recorder".to_owned())
-            .spawn(move || write_all(&todo, &teller));
+            .spawn(move || write_all(&todo, &teller, parties));
         if let Err(error) = spawned {
             recorder.teller().tell(Some(error.to_string()));
         }
@@ -68,8 +69,11 @@ impl Recorder {
     }
 }
 
-fn write_all(todo: &Receiver<(Second, usize)>, teller: &Teller) {
-    let mut ring: Option<Ring> = None;
+fn write_all(todo: &Receiver<(Second, usize)>, teller: &Teller, parties: usize) {
+    // At once: the disk may be full when there is something to tell.
+    let opened = Ring::open(&teller.path);
+    let reserved = opened.and_then(|mut ring| ring.reserve(parties).map(|()| ring));
+    let mut ring = reserved.map_err(|error| teller.tell(Some(error.to_string()))).ok();
     for (second, parties) in todo {
         let opened = match ring.take() {
             Some(ring) => Ok(ring),
@@ -145,7 +149,7 @@ mod tests {
         let journal = Journal::of(directory.path());
         // A file in the way of the directory.
         fs::write(&state, "").expect("written");
-        let recorder = Recorder::start(&state, journal.clone());
+        let recorder = Recorder::start(&state, journal.clone(), 1);
         let second = |at| Second { at, span_ms: 1000, ..Second::default() };
         for at in 0..3 {
             recorder.record(second(at), 1);
