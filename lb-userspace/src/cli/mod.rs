@@ -13,6 +13,7 @@ mod doctor;
 mod drain;
 mod events;
 mod figures;
+mod flows;
 mod recorder;
 mod render;
 mod table;
@@ -21,7 +22,6 @@ mod when;
 
 use std::{
     io::{self, IsTerminal, Write},
-    net::IpAddr,
     path::PathBuf,
     process::ExitCode,
 };
@@ -125,26 +125,15 @@ enum Command {
     Backend(BackendCommand),
     /// Flows in the table: which client is served by which backend
     ///
-    /// All matching flows are counted, the first of them listed. What the filters name must
-    /// exist. A flow that found no place in the table is not listed; `backend list` counts those.
-    #[command(after_help = "Example: sluice flows --service web --client 198.51.100.7")]
-    Flows {
-        /// Of this service
-        #[arg(long)]
-        service: Option<String>,
-        /// Of this backend
-        #[arg(long)]
-        backend: Option<String>,
-        /// Of this client
-        #[arg(long, value_name = "IP")]
-        client: Option<IpAddr>,
-        /// List so many at most; 0: only count
-        #[arg(long, value_name = "N", default_value_t = api::FlowFilter::LIMIT as u32,
-              value_parser = clap::value_parser!(u32).range(..=api::FlowFilter::MAX_LIMIT as i64))]
-        limit: u32,
-        #[command(flatten)]
-        output: Output,
-    },
+    /// All matching flows are counted, `--limit` of them listed: the first that are found, or
+    /// those that `--sort` puts first. What the filters name must exist. A flow that found no
+    /// place in the table is not listed; `backend list` counts those.
+    #[command(
+        after_help = "Examples: sluice flows --service web --client 198.51.100.0/24\n          \
+                            sluice flows --backend web-1 --sort age --limit 10\n          \
+                            sluice flows --count"
+    )]
+    Flows(flows::Arguments),
     /// What is wrong, here and on the way to each backend, and what to do about it?
     ///
     /// Looks at interfaces, routes, neighbours, MTUs and addresses of this host, and compares a
@@ -337,11 +326,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
         Command::Service(command) => return about_service(&client, command).await,
         Command::Backend(command) => return about_backend(&client, command).await,
-        Command::Flows { service, backend, client: ip, limit, output } => {
-            let limit = Some(limit as usize);
-            let filter = api::FlowFilter { service, backend, client: ip, limit };
-            output.print(&client.flows(&filter).await?, render::flows)?;
-        }
+        Command::Flows(arguments) => flows::execute(&client, &arguments).await?,
         Command::Reasons { all, output } => {
             output.print(&client.reasons().await?, |reasons, palette| {
                 render::reasons(reasons, all, palette)

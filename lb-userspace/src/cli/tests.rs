@@ -48,6 +48,8 @@ fn every_documented_command_is_understood() {
         "sluice flows --service web --backend web-1 --client 2001:db8::1 --limit 0",
         "sluice reasons --all",
         "sluice doctor --json",
+        "sluice flows --sort age --state old --client 198.51.100.0/24",
+        "sluice flows --count --json",
         "sluice detach",
         "sluice upgrade",
         "sluice upgrade --watch 10 --force --json",

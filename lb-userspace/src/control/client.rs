@@ -108,6 +108,8 @@ impl Client {
             ("service", filter.service.clone()),
             ("backend", filter.backend.clone()),
             ("client", filter.client.map(|client| client.to_string())),
+            ("state", filter.state.and_then(written)),
+            ("sort", filter.sort.and_then(written)),
             ("limit", filter.limit.map(|limit| limit.to_string())),
         ];
         self.get(&format!("/v1/flows{}", query(fields))).await
@@ -239,6 +241,11 @@ fn version(response: &Response<Incoming>) -> Option<String> {
 fn query<const N: usize>(fields: [(&str, Option<String>); N]) -> String {
     let mut query = String::new();
     for (name, value) in fields {
+/// The name by which JSON and queries have it.
+fn written(name: impl Serialize) -> Option<String> {
+    serde_json::to_value(name).ok()?.as_str().map(str::to_owned)
+}
+
         if let Some(value) = value {
             query.push(if query.is_empty() { '?' } else { '&' });
             query.push_str(name);

@@ -61,7 +61,8 @@ impl Control for Observed {
     }
 
     fn flows(&self, filter: &api::FlowFilter) -> api::Flows {
-        flows::flows(&self.lock(), filter)
+        let look = flows::Look::begin(&self.lock());
+        look.take(filter)
     }
 
     fn reasons(&self) -> api::Reasons {
