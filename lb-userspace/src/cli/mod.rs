@@ -14,6 +14,7 @@ mod drain;
 mod events;
 mod figures;
 mod flows;
+mod log;
 mod recorder;
 mod render;
 mod table;
@@ -67,8 +68,8 @@ struct Cli {
 enum Command {
     /// Be the daemon: attach or adopt, fill the maps, answer the CLI
     ///
-    /// Runs in the foreground until SIGTERM or SIGINT and logs to stderr (RUST_LOG=debug for
-    /// more). Stopping it, even with kill -9, leaves forwarding as it is; the next run adopts it.
+    /// Runs in the foreground until SIGTERM or SIGINT and logs to stderr, or to systemd's journal
+    /// (RUST_LOG=debug for more). Stopping it, even with kill -9, leaves forwarding as it is; the next run adopts it.
     /// SIGHUP takes up the config again, as `sluice apply` does. What was said at run time
     /// (drains, weights, added backends) is kept in /var/lib/sluice/NAME/state.json and holds
     /// after a restart.
@@ -77,6 +78,9 @@ enum Command {
         /// The config; see sluice.example.toml
         #[arg(long, value_name = "FILE")]
         config: PathBuf,
+        /// How the log is written
+        #[arg(long, value_name = "FORMAT", default_value = "auto")]
+        log: log::Format,
     },
     /// Check a config file; touches nothing else
     ///
@@ -158,9 +162,11 @@ enum Command {
     Upgrade(upgrade::Arguments),
     /// What happened, and who asked for it
     ///
-    /// Changes, drains, drift, upgrades, troubles; bounded to the latest some 40,000. Without a
-    /// daemon, what it left behind is read.
-    #[command(after_help = "Example: sluice events --since 10m --follow")]
+    /// Changes, drains, health, drift, upgrades, troubles; bounded to the latest some 40,000.
+    /// --json has the probe that a change of health rests on. Without a daemon, what it left
+    /// behind is read.
+    #[command(after_help = "Examples: sluice events --since 10m --follow\n          \
+                            sluice events --kind health --service web --since 14:03")]
     Events(events::Arguments),
     /// What happened in that minute: what was counted, second by second, and what was done
     ///
@@ -168,8 +174,8 @@ enum Command {
     /// backend, frames not forwarded by reason, changes of state, and the events. Kept for an hour
     /// at least, for days where there is little traffic, in a file of bounded size in
     /// /var/lib/sluice/NAME: 5 MiB for up to 19 services and backends, 118 MiB for 1,000 services
-    /// with 20 backends each. Reads that file alone, so it works without a daemon; what came while
-    /// no daemon ran is not in it.
+    /// with 20 backends each. Reads the files of that directory alone, as root, so it works without
+    /// a daemon; what came while no daemon ran is not in it.
     #[command(after_help = "Examples: sluice recorder --at 14:03 --window 2m\n          \
                             sluice recorder --at '10m ago' --service web --plot minute.svg")]
     Recorder(recorder::Arguments),
@@ -302,8 +308,8 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
     let instance = cli.instance;
     let client = Client::new(&instance);
     match cli.command {
-        Command::Run { config } => {
-            log_to_stderr();
+        Command::Run { config, log } => {
+            log::start(log);
             daemon::run(instance, config).await?;
         }
         Command::Check { file, output } => return check::check(&file, &output),
@@ -456,19 +462,6 @@ fn print_to(mut reader: impl Write, text: &[u8]) -> anyhow::Result<()> {
         }
         _ => Ok(()),
     }
-}
-
-/// For commands that stay: what happens goes to stderr, `RUST_LOG` chooses how much.
-fn log_to_stderr() {
-    use tracing_subscriber::{EnvFilter, filter::LevelFilter};
-    let filter =
-        EnvFilter::builder().with_default_directive(LevelFilter::INFO.into()).from_env_lossy();
-    // Fails only if the log has already been set up.
-    let _ = tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_ansi(colours(&io::stderr()))
-        .with_writer(io::stderr)
-        .try_init();
 }
 
 #[cfg(test)]

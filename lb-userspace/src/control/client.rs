@@ -130,6 +130,9 @@ impl Client {
     pub async fn events(&self, filter: &api::EventFilter) -> Result<api::Events, Error> {
         let fields = [
             ("after", filter.after.map(|id| id.to_string())),
+            ("service", filter.service.clone()),
+            ("backend", filter.backend.clone()),
+            ("kind", filter.kind.and_then(written)),
             ("limit", filter.limit.map(|limit| limit.to_string())),
         ];
         self.get(&format!("/v1/events{}", query(fields))).await
@@ -238,14 +241,14 @@ fn version(response: &Response<Incoming>) -> Option<String> {
     server.strip_prefix("sluice/").map(str::to_owned)
 }
 
-fn query<const N: usize>(fields: [(&str, Option<String>); N]) -> String {
-    let mut query = String::new();
-    for (name, value) in fields {
 /// The name by which JSON and queries have it.
 fn written(name: impl Serialize) -> Option<String> {
     serde_json::to_value(name).ok()?.as_str().map(str::to_owned)
 }
 
+fn query<const N: usize>(fields: [(&str, Option<String>); N]) -> String {
+    let mut query = String::new();
+    for (name, value) in fields {
         if let Some(value) = value {
             query.push(if query.is_empty() { '?' } else { '&' });
             query.push_str(name);

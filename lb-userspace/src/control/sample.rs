@@ -120,6 +120,7 @@ pub fn events() -> api::Events {
         uid: None,
         pid: None,
         generation: None,
+        probe: None,
     };
     let change =
         event(1, "2026-05-01T07:30:00.000001Z", api::EventKind::Change, "enabled -> draining");
@@ -202,10 +203,10 @@ pub fn flows() -> api::Flows {
         age_seconds,
         idle_seconds,
     };
-    api::Flows {
     let oldest = flow("198.51.100.7:40001", "web-1", State::Old, 93_784, 0);
-        flows: vec![
+    api::Flows {
         oldest: Some(oldest.clone()),
+        flows: vec![
             oldest,
             flow("198.51.100.7:40002", "web-2", State::Embryonic, 3, 3),
             flow("[2001:db8:7::1]:50000", "web-1", State::Closing, 61, 12),

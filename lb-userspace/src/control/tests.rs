@@ -222,7 +222,12 @@ async fn what_is_asked_for_is_done_or_refused_with_the_reason() {
     let other = api::DrainFilter { backend: Some("web-2".to_owned()), ..all };
     assert_eq!(client.drains(&other).await.expect("drains"), []);
 
-    let later = api::EventFilter { after: Some(1), limit: None };
+    let later = api::EventFilter {
+        after: Some(1),
+        service: None,
+        kind: Some(api::EventKind::Drift),
+        ..api::EventFilter::default()
+    };
     assert_eq!(client.events(&later).await.expect("events").events, sample::events().events[1..]);
 }
 

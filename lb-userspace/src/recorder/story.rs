@@ -351,6 +351,7 @@ mod tests {
     fn a_window_is_told_second_by_second_and_summed_up() {
         let mut ill = line("web-2", 4, 0);
         ill.before = ill.condition;
+            probe: None,
         ill.condition = Some(Condition { admin: Admin::Enabled, health: Health::Unreachable });
         let seconds = vec![
             Second { at: 9, span_ms: 1000, reasons: vec![], lines: vec![line("web-1", 99, 0)] },

@@ -8,6 +8,7 @@ mod death;
 mod doctor;
 mod drain;
 mod drift;
+mod events;
 mod faults;
 mod flood;
 mod forwarding;
