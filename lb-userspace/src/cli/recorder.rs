@@ -122,6 +122,12 @@ fn render(story: &Story, zone: &TimeZone, palette: Palette) -> String {
         text += &by_second(story, zone).render(palette);
         text += &sums(story, palette);
     }
+    let is_narrow = story.service.is_some() || story.backend.is_some();
+    if is_narrow && story.backends.is_empty() && !story.services.is_empty() {
+        let there = story.services.join(", ");
+        text +=
+            &format!("\nnobody of that name had packets or flows; services that had: {there}\n");
+    }
     if story.abridged > 0 {
         text += &format!(
             "\nin {} backends with little to tell were counted together, for want of room\n",

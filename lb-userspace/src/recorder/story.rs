@@ -2,7 +2,7 @@
 //! `sluice recorder` prints, as JSON and for people.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     time::{Duration, UNIX_EPOCH},
 };
 
@@ -45,6 +45,8 @@ pub struct Story {
     pub recorded_until: Option<String>,
     /// Parts of the recording that could not be read, of a mebibyte each.
     pub damaged: usize,
+    /// Services that had a line in that time, whatever was asked for.
+    pub services: Vec<String>,
     /// Recorded seconds in which backends were counted together, for want of room.
     pub abridged: usize,
     /// Seconds of which nothing is recorded.
@@ -187,7 +189,12 @@ impl Story {
         for (name, count) in told.iter().flat_map(|told| &told.reasons) {
             *reasons.entry(name.clone()).or_default() += count;
         }
+        let services: BTreeSet<&str> = seconds
+            .iter()
+            .flat_map(|second| second.lines.iter().filter_map(|line| line.party.service()))
+            .collect();
         Self {
+            services: services.into_iter().map(str::to_owned).collect(),
             from: time(wanted.from),
             until: time(wanted.until),
             service: wanted.service.clone(),
@@ -344,6 +351,7 @@ mod tests {
             uid: None,
             pid: None,
             generation: None,
+            probe: None,
         }
     }
 
@@ -351,7 +359,6 @@ mod tests {
     fn a_window_is_told_second_by_second_and_summed_up() {
         let mut ill = line("web-2", 4, 0);
         ill.before = ill.condition;
-            probe: None,
         ill.condition = Some(Condition { admin: Admin::Enabled, health: Health::Unreachable });
         let seconds = vec![
             Second { at: 9, span_ms: 1000, reasons: vec![], lines: vec![line("web-1", 99, 0)] },
@@ -410,6 +417,7 @@ mod tests {
         let story = Story::new(&recording, events, &wanted);
         assert_eq!(story.events.len(), 2);
         assert_eq!((story.seconds[0].total.0.packets, story.backends.len()), (5, 1));
+        assert_eq!(story.services, ["api", "web"]);
         assert_eq!(story.abridged, 1);
     }
 

@@ -13,8 +13,8 @@ use lb_common::counters::Event as Count;
 use plotters::{
     coord::Shift,
     prelude::{
-        Color as _, DrawingArea, IntoDrawingArea as _, LineSeries, Palette as _, Palette99,
-        PathElement, Rectangle, SVGBackend, SeriesLabelPosition,
+        Color as _, DrawingArea, IntoDrawingArea as _, LineSeries, PathElement, Rectangle,
+        SVGBackend, SeriesLabelPosition,
     },
     style::{BLACK, RGBColor, ShapeStyle, WHITE},
 };
@@ -26,7 +26,20 @@ use crate::recorder::{Portion, Story, Told, Wanted, second_of};
 const SIZE: (u32, u32) = (1200, 1000);
 /// Lines of one plot at most.
 const LINES: usize = 8;
+/// Eight colours that most people can tell apart (Okabe and Ito, 2008), on white.
+const COLOURS: [RGBColor; LINES] = [
+    RGBColor(0, 114, 178),
+    RGBColor(0, 158, 115),
+    RGBColor(230, 159, 0),
+    RGBColor(213, 94, 0),
+    RGBColor(204, 121, 167),
+    RGBColor(86, 180, 233),
+    RGBColor(0, 0, 0),
+    RGBColor(148, 148, 30),
+];
 const GREY: RGBColor = RGBColor(128, 128, 128);
+/// The highest value of a plot of little, so that its labels are whole numbers.
+const LITTLE: f64 = 4.0;
 
 /// Draws it into a file.
 pub fn draw(file: &Path, story: &Story, wanted: &Wanted, zone: &TimeZone) -> anyhow::Result<()> {
@@ -48,8 +61,8 @@ fn picture(story: &Story, wanted: &Wanted, zone: &TimeZone) -> anyhow::Result<St
     let mut text = String::new();
     let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
     root.fill(&WHITE).map_err(|error| failed(&error))?;
-    let area =
-        root.titled(&span(story, zone)?, ("sans-serif", 20)).map_err(|error| failed(&error))?;
+    let title = format!("{} (grey: nothing is recorded; thin lines: events)", span(story, zone)?);
+    let area = root.titled(&title, ("sans-serif", 20)).map_err(|error| failed(&error))?;
     let plots = [
         ("flows a second", flows(story)),
         ("active flows", groups(story, |_, figures| figures.active as f64)),
@@ -75,7 +88,7 @@ fn plot(
     zone: &TimeZone,
 ) -> Result<(), Box<dyn std::error::Error>> {
     let values = curves.iter().flat_map(|(_, points)| points).map(|(_, value)| *value);
-    let top = values.fold(1.0, f64::max) * 1.1;
+    let top = values.fold(LITTLE, f64::max) * 1.05;
     let mut chart = plotters::chart::ChartBuilder::on(area)
         .caption(title, ("sans-serif", 16))
         .margin(8)
@@ -101,7 +114,7 @@ fn plot(
     }))?;
     let is_empty = curves.is_empty();
     for (number, (label, points)) in curves.into_iter().enumerate() {
-        let style: ShapeStyle = Palette99::pick(number).stroke_width(2);
+        let style: ShapeStyle = COLOURS[number % COLOURS.len()].stroke_width(2);
         let mut label = Some(label);
         for part in pieces(points, story) {
             let drawn = chart.draw_series(LineSeries::new(part, style))?;

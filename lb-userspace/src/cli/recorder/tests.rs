@@ -95,6 +95,18 @@ fn a_time_of_which_nothing_is_known_says_what_is() {
 }
 
 #[test]
+fn a_name_that_had_nothing_is_told_with_those_that_had() {
+    let (mut story, _) = story();
+    story.service = Some("wbe".to_owned());
+    story.backends.clear();
+    let text = render(&story, &TimeZone::UTC, Palette { colours: false });
+    assert!(
+        text.contains("nobody of that name had packets or flows; services that had: web"),
+        "{text}"
+    );
+}
+
+#[test]
 fn a_picture_has_a_line_for_each_thing_and_grey_where_nothing_is_known() {
     let (story, wanted) = story();
     let directory = tempfile::tempdir().expect("a directory");
