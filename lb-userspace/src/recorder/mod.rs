@@ -2,8 +2,8 @@
 //! size in the state directory, readable when the daemon is dead.
 //!
 //! Each second the daemon [tallies](Tally) its counters into a [`Second`] and hands it to the
-//! [`Recorder`], a thread that [fits](fit) it into its share of the file and writes it into a ring
-//! of [segments](ring). [`read`] reads the file back, and a [`Story`] says what happened.
+//! [`Recorder`], a thread that fits it (`fit`) into its share of the file and writes it into a ring
+//! of segments (`ring`). [`read`] reads the file back, and a [`Story`] says what happened.
 //! A full, slow or broken disk costs seconds of the recording and nothing else.
 
 mod fit;
