@@ -92,6 +92,8 @@ fn plot(
     let mut chart = plotters::chart::ChartBuilder::on(area)
         .caption(title, ("sans-serif", 16))
         .margin(8)
+        // For half of the last label.
+        .margin_right(32)
         .x_label_area_size(24)
         .y_label_area_size(72)
         .build_cartesian_2d(window.clone(), 0.0..top)?;
