@@ -11,7 +11,7 @@ use crate::{address::Address, counters, flow};
 
 /// Changes with any change of a map's name, capacity, key or value below, and of what a value
 /// means: of the hash that flows are found by, of a VIP's place in the filter.
-pub const ABI_VERSION: u32 = 3;
+pub const ABI_VERSION: u32 = 4;
 
 /// How many of each thing one instance can hold.
 pub mod capacity {
@@ -40,6 +40,9 @@ pub mod capacity {
     pub const PROBE_LINES: usize = 65_536 / PROBES_PER_LINE;
     /// Addresses of this host that probes are sent from.
     pub const PROBE_SOURCES: usize = 64;
+    /// Addresses that translated packets are sent from, of all services together; 0 means "the
+    /// client's".
+    pub const NAT_ADDRESSES: usize = 256;
 }
 
 /// Names of the maps: in the object file, and of their pins.
@@ -77,9 +80,18 @@ pub mod map {
     /// Hash of the [`Address`](crate::address::Address)es of this host that probes are sent from.
     /// The values mean nothing.
     pub const PROBE_SOURCES: &str = "PROBE_SOURCES";
+    /// Array of the [`Address`](crate::address::Address)es that translated packets are sent from. An
+    /// index is never given to another address while the instance lives.
+    pub const NAT_ADDRESSES: &str = "NAT_ADDRESSES";
+    /// Hash of the addresses and ports of backends that see a NAT address for their client, and of
+    /// those addresses, with port 0, each as a [`ServiceKey`](super::ServiceKey). The values mean
+    /// nothing.
+    pub const NAT_ENDS: &str = "NAT_ENDS";
+    /// Array of [`NatHop`](super::NatHop): same index as the word of the flow's return entry.
+    pub const NAT_HOPS: &str = "NAT_HOPS";
 
     /// Every map of the kernel program.
-    pub const ALL: [&str; 15] = [
+    pub const ALL: [&str; 18] = [
         SETTINGS,
         VIP_FILTER,
         VIPS,
@@ -95,11 +107,16 @@ pub mod map {
         REASONS,
         PROBES,
         PROBE_SOURCES,
+        NAT_ADDRESSES,
+        NAT_ENDS,
+        NAT_HOPS,
     ];
 }
 
 /// Kernel's flag: the array can be mapped into the daemon's memory (Linux 5.5).
 pub const BPF_F_MMAPABLE: usize = 1 << 10;
+/// Kernel's flag: the hash takes memory when it is filled, not before.
+pub const BPF_F_NO_PREALLOC: usize = 1;
 /// Kernel's flag: arrays of different lengths may stand in one array of maps (Linux 5.10).
 pub const BPF_F_INNER_MAP: usize = 1 << 12;
 /// Flags of the arrays of slots in `SLOTS`.
@@ -137,8 +154,10 @@ pub struct Settings {
     pub network_namespace: u32,
     /// Index of the host's end of the prober's veth pair; 0: nobody probes by way of the VIPs.
     pub probe_interface: u32,
-    /// Zero.
-    pub reserved: u32,
+    /// The first source port of translated packets.
+    pub nat_port_first: u16,
+    /// How many source ports there are for translated packets, from the first on.
+    pub nat_port_count: u16,
     /// Identifies the object file of the attached program (first 8 bytes of its SHA-256).
     pub object_id: u64,
     /// What the hash keys and the Maglev tables derive from; shared between balancers.
@@ -154,6 +173,9 @@ pub struct Settings {
 pub struct VipFilter {
     /// The words; see [`service::filter_position`](crate::service::filter_position).
     pub words: [u64; capacity::FILTER_WORDS],
+    /// Not 0: there are backends that see their clients' own addresses, so that what comes back is
+    /// told by its source. Their addresses are in the words, too.
+    pub sources: u64,
 }
 
 /// A service's identity: VIP address, port and protocol.
@@ -184,9 +206,15 @@ pub struct Service {
     pub slots: u32,
     /// [`Affinity`](crate::service::Affinity) as a number.
     pub affinity: u8,
-    /// Zero.
-    pub reserved: [u8; 3],
+    /// How many addresses translated packets are sent from.
+    pub nat_count: u8,
+    /// Index of the first in `NAT_ADDRESSES`, the others following; 0: the one of the backend's
+    /// [`Egress`]; [`KEEP_CLIENT`]: the client's own.
+    pub nat_first: u16,
 }
+
+/// In [`Service::nat_first`]: packets keep the client's address.
+pub const KEEP_CLIENT: u16 = u16::MAX;
 
 /// Part of a service's Maglev table: backend indices in host order, 0 where no backend takes
 /// new flows. A plain array: Linux 6.1 takes an array of structs that comes with a description
@@ -272,11 +300,12 @@ pub struct Egress {
     pub ifindex: u32,
     /// The interface's MAC.
     pub source_mac: [u8; 6],
-    /// Zero.
-    pub reserved: [u8; 2],
+    /// Index of this host's own address there in `NAT_ADDRESSES`; 0: none is known.
+    pub nat_address: u16,
 }
 
-/// What a listing shows of a flow beyond its word; written once, when it is inserted.
+/// A flow beyond its word; written once, when it is inserted. Of most flows only listings read it.
+/// Of a translated flow both entries have the same, and it says where packets go.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -290,8 +319,25 @@ pub struct FlowRecord {
     pub client_port: [u8; 2],
     /// The VIP's port, network order.
     pub vip_port: [u8; 2],
-    /// Zero.
-    pub reserved: [u8; 4],
+    /// The port that the backend sees, network order; 0: the flow is not translated.
+    pub nat_port: [u8; 2],
+    /// Index of the address that the backend sees in `NAT_ADDRESSES`; 0: the client's.
+    pub nat_address: u16,
+}
+
+/// Where a translated flow's packets go back to: whence its client's come.
+#[derive(
+    Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
+#[repr(C)]
+pub struct NatHop {
+    /// The first eight bytes of their frames: the MAC of the client or of its router, and the
+    /// beginning of ours. As a word, which the verifier likes better than bytes.
+    pub first: u64,
+    /// The next four.
+    pub second: u32,
+    /// Interface index.
+    pub ifindex: u32,
 }
 
 /// Traffic of one backend on one CPU.
@@ -304,6 +350,17 @@ pub struct Traffic {
     pub packets: u64,
     /// Their bytes, as received: Ethernet header included, tunnel header not.
     pub bytes: u64,
+    /// Frames forwarded from it to its clients, where they come through here.
+    pub return_packets: u64,
+    /// Their bytes, as received.
+    pub return_bytes: u64,
+}
+
+impl Traffic {
+    /// Frames forwarded in either direction.
+    pub const fn forwarded(&self) -> u64 {
+        self.packets + self.return_packets
+    }
 }
 
 /// Rare happenings of one backend on one CPU, by [`counters::Event`].
@@ -349,14 +406,16 @@ pub type ReasonCounts = [u64; 64];
 
 const _: () = {
     assert!(size_of::<Settings>() == 176);
-    assert!(size_of::<VipFilter>() == 8192);
+    assert!(size_of::<VipFilter>() == 8200);
     assert!(size_of::<ServiceKey>() == 24);
     assert!(size_of::<Service>() == 32);
     assert!(size_of::<SlotLine>() == 64);
     assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Egress>() == 40);
     assert!(size_of::<FlowRecord>() == 32);
+    assert!(size_of::<NatHop>() == 16);
+    assert!(size_of::<TrafficChunk>() <= 32 << 10);
     assert!(size_of::<flow::Group>() == 128);
-    assert!(size_of::<Events>() == 200);
+    assert!(size_of::<Events>() == 216);
     assert!(size_of::<EventsChunk>() <= 32 << 10);
 };

@@ -1,6 +1,50 @@
-//! The Internet checksum (RFC 1071), for headers that are made from nothing.
+//! The Internet checksum (RFC 1071): of headers that are made from nothing, and of such as change
+//! (RFC 1624).
 
 use crate::{address::Address, wire::Ipv4};
+
+/// What a checksum becomes when some of what it covers is replaced: `HC' = ~(~HC + ~m + m')` (RFC
+/// 1624 §3, equation 3). Of words of 32 bits: their complement is that of both their halves.
+#[derive(Clone, Copy)]
+pub struct Change(Sum);
+
+impl Change {
+    /// What is to be added to several checksums ([`Self::and`]).
+    #[inline(always)]
+    pub const fn shared() -> Self {
+        Self(Sum(0))
+    }
+
+    /// All that another has seen changes here, too.
+    #[inline(always)]
+    pub const fn and(self, other: Self) -> Self {
+        Self(Sum(self.0.0 + other.0.0))
+    }
+
+    /// From the checksum field's bytes.
+    #[inline(always)]
+    pub const fn of(checksum: [u8; 2]) -> Self {
+        Self(Sum(!u16::from_ne_bytes(checksum) as u64))
+    }
+
+    /// Four bytes at an even offset become others.
+    #[inline(always)]
+    pub const fn word(self, old: u32, new: u32) -> Self {
+        Self(self.0.add(!old).add(new))
+    }
+
+    /// Two bytes at an even offset become others.
+    #[inline(always)]
+    pub const fn pair(self, old: u16, new: u16) -> Self {
+        Self(self.0.add(!old as u32).add(new as u32))
+    }
+
+    /// The checksum field's new bytes.
+    #[inline(always)]
+    pub const fn finish(self) -> [u8; 2] {
+        self.0.finish()
+    }
+}
 
 /// A running one's complement sum over 16-bit words in memory order: byte order does not
 /// matter to it (RFC 1071 §2 B) as long as the result is stored the same way.
@@ -79,6 +123,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn a_change_gives_what_the_whole_would(
+            before in any::<[u8; 20]>(), word in any::<[u8; 4]>(), pair in any::<[u8; 2]>(),
+        ) {
+            // No header is all zeros, whose sum has two forms.
+            prop_assume!(before[..12].iter().any(|byte| *byte != 0));
+            let mut after = before;
+            after[12..16].copy_from_slice(&word);
+            after[18..].copy_from_slice(&pair);
+            let [old_word, new_word] = [before, after].map(|all| {
+                u32::from_ne_bytes([all[12], all[13], all[14], all[15]])
+            });
+            let [old_pair, new_pair] = [before, after].map(|all| {
+                u16::from_ne_bytes([all[18], all[19]])
+            });
+            let change = Change::of(plain(&before)).word(old_word, new_word);
+            prop_assert_eq!(change.pair(old_pair, new_pair).finish(), plain(&after));
+        }
+
         #[test]
         fn agrees_with_the_plain_sum(a in any::<[u8; 20]>(), b in any::<[u8; 16]>()) {
             let all: Vec<u8> = a.iter().chain(&b).copied().collect();

@@ -3,8 +3,9 @@
 //! Packets and bytes are counted on every packet ([`Traffic`](crate::abi::Traffic));
 //! everything here only when it happens.
 //!
-//! Only the client's packets are seen, never the backend's answers: that a handshake was completed
-//! is told by the client's first ACK.
+//! Of backends that answer their clients directly only the client's packets are seen: that a
+//! handshake was completed is told by the client's first ACK. Where the answers come through here
+//! (`nat`), a handshake is the backend's SYN-ACK, and its time the backend's own.
 
 /// Something that happened to a flow of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
@@ -22,17 +23,23 @@ pub enum Event {
     /// A flow of this backend was reset because the backend is gone.
     Reset,
     /// The first segment behind a flow's SYN that is neither another nor a RST: the backend has
-    /// answered, or somebody forges both ends of a handshake.
+    /// answered, or somebody forges both ends of a handshake. Of a translated flow, the backend's
+    /// SYN-ACK.
     Handshake,
     /// A client's RST ended a flow that was embryonic or young.
     ClientReset,
     /// A SYN sent again was given to another backend, this one being suspect; for that one it is
     /// a new flow.
     SecondTry,
+    /// A backend answered a SYN with a RST. Seen only where its packets come through here.
+    Refusal,
+    /// A backend's RST ended a connection that it had taken. Seen only where its packets come
+    /// through here.
+    BackendReset,
 }
 
 /// How many there are.
-pub const EVENTS: usize = 8;
+pub const EVENTS: usize = 10;
 
 impl Event {
     /// All of them, in the order of their numbers.
@@ -45,6 +52,8 @@ impl Event {
         Self::Handshake,
         Self::ClientReset,
         Self::SecondTry,
+        Self::Refusal,
+        Self::BackendReset,
     ];
 
     /// The name used by metrics, CLI and docs.
@@ -58,6 +67,8 @@ impl Event {
             Self::Handshake => "handshakes",
             Self::ClientReset => "client_resets",
             Self::SecondTry => "second_tries",
+            Self::Refusal => "refusals",
+            Self::BackendReset => "backend_resets",
         }
     }
 
@@ -72,6 +83,8 @@ impl Event {
             Self::Handshake => "Flows whose client has acknowledged this backend's answer.",
             Self::ClientReset => "Flows that their clients reset soon after the SYN.",
             Self::SecondTry => "SYNs sent again and given to another backend.",
+            Self::Refusal => "SYNs that this backend answered with a RST (nat only).",
+            Self::BackendReset => "Connections that this backend reset (nat only).",
         }
     }
 }

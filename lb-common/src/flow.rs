@@ -4,7 +4,7 @@
 //! hash's bit 25 names a flow's primary line, the other ("buddy") takes its overflow.
 //!
 //! ```text
-//! bits 63..27 fingerprint (of the keyed hash)   26..11 backend   10..3 tick   2..0 state
+//! bits 63..28 fingerprint (of the keyed hash)   27 return   26..11 backend   10..3 tick   2..0 state
 //! ```
 //!
 //! Every change is one 64-bit compare-and-exchange of one word, so nothing tears and nothing
@@ -12,9 +12,10 @@
 //! not in the table is forwarded by slot, so a lost entry costs something only while the
 //! backends change. At a load of one half, 0.08 % of the flows find no place.
 //!
-//! A 37-bit fingerprint among 16 words takes a *new* flow for a known one once in 8.6 billion
+//! A 36-bit fingerprint among 16 words takes a *new* flow for a known one once in 4.3 billion
 //! lookups: it is then placed not by Maglev but beside that flow. `steer` compares the
-//! service, so it can never leave its service.
+//! service, so it can never leave its service. Of a translated flow the whole tuple is compared
+//! ([`nat`](crate::nat)); it has a second entry, marked "return", for what its backend sends.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
@@ -27,7 +28,8 @@ const LINE: usize = 8;
 
 const TICK_SHIFT: u32 = 3;
 const BACKEND_SHIFT: u32 = 11;
-const FINGERPRINT_SHIFT: u32 = 27;
+const RETURN: u64 = 1 << 27;
+const FINGERPRINT_SHIFT: u32 = 28;
 const STATE_MASK: u64 = 0x7;
 
 /// Ages from here on are not old but in the future: who asks has read the time, and then another
@@ -53,7 +55,7 @@ pub trait Words {
     fn replace(&self, index: usize, old: u64, new: u64) -> bool;
 }
 
-/// What is known of a flow, from the client's packets alone.
+/// What is known of a flow: from the client's packets alone, but for what is translated.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 #[repr(u8)]
 pub enum State {
@@ -65,17 +67,29 @@ pub enum State {
     Young = 2,
     /// Seen in two ticks or more; never evicted.
     Old = 3,
-    /// The client has sent its FIN; the other half may go on for long.
+    /// The sender has sent its FIN; the other half may go on for long.
     Closing = 4,
     /// The client has sent a RST: kept for a moment, so that a forged RST (RFC 5961 §3) can't
     /// make a live flow forget its backend.
     Reset = 5,
+    /// Return entries only: the backend has answered the SYN, the client not yet that.
+    Answered = 6,
+    /// Translated flows only: both have sent their FINs. Its port is kept a while longer, for late
+    /// segments (RFC 9293 §3.3.2, TIME-WAIT).
+    TimeWait = 7,
 }
 
 impl State {
     /// All that a flow can be in.
-    pub const ALL: [Self; 5] =
-        [Self::Embryonic, Self::Young, Self::Old, Self::Closing, Self::Reset];
+    pub const ALL: [Self; 7] = [
+        Self::Embryonic,
+        Self::Young,
+        Self::Old,
+        Self::Closing,
+        Self::Reset,
+        Self::Answered,
+        Self::TimeWait,
+    ];
 
     /// The name used by metrics, CLI and docs.
     pub const fn name(self) -> &'static str {
@@ -86,14 +100,16 @@ impl State {
             Self::Old => "old",
             Self::Closing => "closing",
             Self::Reset => "reset",
+            Self::Answered => "answered",
+            Self::TimeWait => "time_wait",
         }
     }
 
     /// Whether the flow counts as active: its connection may still carry data.
     pub const fn is_active(self) -> bool {
         match self {
-            Self::Embryonic | Self::Young | Self::Old | Self::Closing => true,
-            Self::Free | Self::Reset => false,
+            Self::Embryonic | Self::Young | Self::Old | Self::Closing | Self::Answered => true,
+            Self::Free | Self::Reset | Self::TimeWait => false,
         }
     }
 
@@ -105,6 +121,8 @@ impl State {
             3 => Self::Old,
             4 => Self::Closing,
             5 => Self::Reset,
+            6 => Self::Answered,
+            7 => Self::TimeWait,
             _ => Self::Free,
         }
     }
@@ -171,6 +189,24 @@ impl Entry {
         )
     }
 
+    /// The same for what the flow's backend sends.
+    #[inline(always)]
+    pub const fn of_return(self) -> Self {
+        Self(self.0 | RETURN)
+    }
+
+    /// Whether it is for what a backend sends.
+    #[inline(always)]
+    pub const fn is_return(self) -> bool {
+        self.0 & RETURN != 0
+    }
+
+    /// Whether it is of the same flow at the same backend, whatever became of that meanwhile.
+    #[inline(always)]
+    pub const fn is_same(self, other: Self) -> bool {
+        (self.0 ^ other.0) >> BACKEND_SHIFT == 0
+    }
+
     /// Index of its backend.
     #[inline(always)]
     pub const fn backend(self) -> u16 {
@@ -205,12 +241,13 @@ impl Entry {
 
     /// Whether the fingerprint is the hash's: a free entry's may be, too.
     #[inline(always)]
-    const fn is_marked(self, hash: u64) -> bool {
+    pub(crate) const fn is_marked(self, hash: u64) -> bool {
         (self.0 ^ hash) >> FINGERPRINT_SHIFT == 0
     }
 
+    /// The same flow in another state, last heard of in this tick.
     #[inline(always)]
-    const fn with(self, tick: u8, state: State) -> Self {
+    pub const fn with(self, tick: u8, state: State) -> Self {
         Self(self.0 >> BACKEND_SHIFT << BACKEND_SHIFT | (tick as u64) << TICK_SHIFT | state as u64)
     }
 
@@ -252,6 +289,12 @@ impl Entry {
                 Step::Keep(self.with(tick, State::Young))
             }
             (State::Closing, Kind::Ack) => Step::Keep(self.with(tick, State::Closing)),
+            (State::Answered, Kind::Ack | Kind::Syn) => {
+                Step::Keep(self.with(tick, State::Answered))
+            }
+            (State::TimeWait, Kind::Ack | Kind::Fin) => {
+                Step::Keep(self.with(tick, State::TimeWait))
+            }
             (State::Embryonic, Kind::Syn) => Step::Keep(self.with(tick, State::Embryonic)),
             (State::Young | State::Old, Kind::Syn) => {
                 if u32::from(self.age(tick)) > settings.reuse_ticks {
@@ -260,15 +303,9 @@ impl Entry {
                     Step::Keep(self)
                 }
             }
-            (State::Closing | State::Reset, Kind::Syn) => Step::Renew,
-            (
-                State::Embryonic | State::Young | State::Old | State::Closing | State::Reset,
-                Kind::Fin,
-            ) => Step::Keep(self.with(tick, State::Closing)),
-            (
-                State::Embryonic | State::Young | State::Old | State::Closing | State::Reset,
-                Kind::Rst,
-            ) => Step::Keep(self.with(tick, State::Reset)),
+            (State::Closing | State::Reset | State::TimeWait, Kind::Syn) => Step::Renew,
+            (_, Kind::Fin) => Step::Keep(self.with(tick, State::Closing)),
+            (_, Kind::Rst) => Step::Keep(self.with(tick, State::Reset)),
         }
     }
 }
@@ -300,6 +337,21 @@ pub const fn group_index(hash: u64, settings: &Settings) -> u32 {
     hash as u32 & settings.flow_mask
 }
 
+/// Whether another word of the group than this one has the flow's fingerprint.
+#[inline(always)]
+pub fn is_elsewhere<W: Words>(group: &W, hash: u64, index: usize) -> bool {
+    // Without branches, as `best_of_line`: a mask is set where a number is below zero.
+    let mut found = 0u64;
+    for place in 0..GROUP {
+        let word = group.load(place);
+        let is_marked = sign_mask(((word ^ hash) >> FINGERPRINT_SHIFT).wrapping_sub(1));
+        let is_taken = sign_mask(0u64.wrapping_sub(word & STATE_MASK));
+        let is_another = sign_mask(0u64.wrapping_sub((place ^ index) as u64));
+        found |= is_marked & is_taken & is_another;
+    }
+    found != 0
+}
+
 /// Looks a flow up in its group.
 #[inline(always)]
 pub fn find<W: Words>(group: &W, hash: u64) -> Option<Found> {
@@ -313,7 +365,7 @@ fn find_in_line<W: Words>(group: &W, hash: u64, first: usize) -> Option<Found> {
     for place in 0..LINE {
         let entry = Entry(group.load(first ^ place));
         if entry.is_marked(hash) {
-            // Where it is free, it was taken for a flow whose fingerprint is zero: one in 2^37.
+            // Where it is free, it was taken for a flow whose fingerprint is zero: one in 2^36.
             return (entry.0 & STATE_MASK != 0).then_some(Found { index: first ^ place, entry });
         }
     }
@@ -326,11 +378,11 @@ fn find_in_line<W: Words>(group: &W, hash: u64, first: usize) -> Option<Found> {
 /// | class | who | may be taken by |
 /// |---|---|---|
 /// | 4 | free, and all that is expired | every new flow |
-/// | 3 | embryonic, reset | every new flow |
+/// | 3 | embryonic, answered, reset, in time-wait | every new flow |
 /// | 2 | closing | a flow met in the middle |
 /// | 1 | young | a flow met in the middle |
 /// | 0 | old | nobody |
-const CLASS_BY_STATE: u64 = 0x4432_0134;
+const CLASS_BY_STATE: u64 = 0x3332_0134;
 const CLASS_FREE: u64 = 4;
 const CLASS_EMBRYONIC: u64 = 3;
 const CLASS_YOUNG: u64 = 1;

@@ -1,7 +1,8 @@
 //! From a verdict to a rewritten frame: one function for all families and methods.
 
 use crate::{
-    abi::Backend,
+    abi::{Backend, Egress},
+    forward::nat::Carry,
     frame::Frame,
     parse::Segment,
     probe,
@@ -13,6 +14,7 @@ use crate::{
 
 pub mod ipip;
 pub mod l2;
+pub mod nat;
 pub mod reset;
 
 /// How frames reach a service's backends.
@@ -24,7 +26,7 @@ pub enum Forwarding {
     L2 = 0,
     /// The packet travels in another one, addressed to the backend.
     Ipip = 1,
-    /// Addresses and ports are rewritten both ways. Not in this version.
+    /// Addresses and ports are rewritten both ways.
     Nat = 2,
 }
 
@@ -83,9 +85,29 @@ pub fn apply<F: Frame, T: Stages<F>>(
             None => leave(tables, Reason::Truncated),
         },
         Verdict::Deliver => probe::hand_over(frame, segment, tables),
-        Verdict::Forward { backend, index, hash } => {
+        Verdict::Return { index, word, hash } => {
             let bytes = frame.len() as u64;
-            match rewrite(frame, segment, tables, backend, hash) {
+            match tables.carry(frame, Carry::homeward(segment, index, word, hash)) {
+                Ok(action) => {
+                    tables.count_return(index, bytes);
+                    action
+                }
+                Err(reason) => leave(tables, reason),
+            }
+        }
+        Verdict::Forward { backend, index, word, hash } => {
+            let bytes = frame.len() as u64;
+            let sent = if crate::nat::translates(backend) {
+                let carry = if index == 0 {
+                    Carry::self_test(segment, word as u16, hash)
+                } else {
+                    Carry::outward(segment, index, word, hash)
+                };
+                tables.carry(frame, carry)
+            } else {
+                rewrite(frame, segment, tables, backend, hash)
+            };
+            match sent {
                 Ok(action) => {
                     tables.count_traffic(index, bytes);
                     action
@@ -110,22 +132,30 @@ pub fn rewrite<F: Frame, T: Tables>(
     backend: &Backend,
     hash: u64,
 ) -> Result<Action, Reason> {
-    let next_hop = backend.next_hop;
-    if next_hop.egress() == 0 {
-        return Err(Reason::NoNextHop);
-    }
-    let egress = tables.egress(next_hop.egress()).ok_or(Reason::NoNextHop)?;
-    let macs = Macs { destination: next_hop.mac(), source: egress.source_mac };
+    let (egress, macs) = way(tables, backend)?;
     if backend.forwarding == Forwarding::Ipip as u8 {
         ipip::rewrite(frame, segment, backend, egress, macs, hash)?;
     } else {
         l2::rewrite(frame, macs).ok_or(Reason::Truncated)?;
     }
-    Ok(if egress.ifindex == frame.interface() {
-        Action::Transmit
-    } else {
-        Action::Redirect(egress.ifindex)
-    })
+    Ok(leave_by(frame, egress.ifindex))
+}
+
+/// The way out to a backend.
+#[inline(always)]
+fn way<'t, T: Tables>(tables: &'t T, backend: &Backend) -> Result<(&'t Egress, Macs), Reason> {
+    let next_hop = backend.next_hop;
+    if next_hop.egress() == 0 {
+        return Err(Reason::NoNextHop);
+    }
+    let egress = tables.egress(next_hop.egress()).ok_or(Reason::NoNextHop)?;
+    Ok((egress, Macs { destination: next_hop.mac(), source: egress.source_mac }))
+}
+
+/// Out of the interface with this index.
+#[inline(always)]
+fn leave_by<F: Frame>(frame: &F, ifindex: u32) -> Action {
+    if ifindex == frame.interface() { Action::Transmit } else { Action::Redirect(ifindex) }
 }
 
 #[cfg(test)]

@@ -6,7 +6,7 @@
 
 use crate::{
     address::Address,
-    parse::{Family, Segment},
+    parse::{Family, Ports, Segment},
     service,
 };
 
@@ -40,13 +40,25 @@ fn multilinear<const N: usize>(words: [u64; N], keys: &[u64; KEYS]) -> u64 {
     hash ^ (hash >> 29)
 }
 
-/// Of the whole 5-tuple. Of the VIP a digest: nobody outside chooses among VIPs with like ones.
+/// Of a segment's whole 5-tuple.
 #[inline(always)]
 pub fn of_flow(segment: &Segment, keys: &[u64; KEYS]) -> u64 {
-    let [a, b] = segment.source.words();
-    let vip = service::digest(segment.destination);
-    let c = u64::from(segment.ports.word()) | vip >> 32 << 32;
-    match segment.family {
+    of_tuple(segment.source, segment.destination, segment.ports, segment.family, keys)
+}
+
+/// Of a 5-tuple. Of the destination a digest: nobody outside chooses among VIPs with like ones, and
+/// what translated packets come back to is compared as a whole.
+#[inline(always)]
+pub fn of_tuple(
+    source: Address,
+    destination: Address,
+    ports: Ports,
+    family: Family,
+    keys: &[u64; KEYS],
+) -> u64 {
+    let [a, b] = source.words();
+    let c = u64::from(ports.word()) | service::digest(destination) >> 32 << 32;
+    match family {
         Family::Ipv4 => multilinear([b, c], keys),
         Family::Ipv6 => multilinear([a, b, c], keys),
     }

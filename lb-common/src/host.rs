@@ -14,14 +14,14 @@ use zerocopy::FromZeros as _;
 
 use crate::{
     abi::{
-        ABI_VERSION, Backend, Egress, FlowRecord, HandshakeTimes, Service, ServiceKey, Settings,
-        Traffic, VipFilter,
+        ABI_VERSION, Backend, Egress, FlowRecord, HandshakeTimes, NatHop, Service, ServiceKey,
+        Settings, Traffic, VipFilter,
     },
     address::Address,
     counters::{Event, HANDSHAKE_BUCKETS},
     flow::{self, Entry, GROUP, State, Words},
     frame::Frame,
-    hash,
+    hash, nat,
     parse::Segment,
     reason::Reason,
     service,
@@ -45,8 +45,13 @@ pub struct HostTables {
     pub probes: BTreeMap<u16, u16>,
     /// Where probes come from; see [`Self::add_probe_source`].
     pub probe_sources: Vec<Address>,
+    /// By index; 0 is none.
+    pub nat_addresses: Vec<Address>,
+    /// Both ends of translated connections; see [`Tables::is_nat_end`].
+    pub nat_ends: Vec<ServiceKey>,
     flows: Arc<[AtomicU64]>,
     records: RefCell<BTreeMap<u32, FlowRecord>>,
+    hops: RefCell<BTreeMap<u32, NatHop>>,
     counted: RefCell<Counted>,
 }
 
@@ -97,7 +102,7 @@ impl Counted {
 
     /// Frames that were forwarded.
     pub fn packets(&self) -> u64 {
-        self.traffic.values().map(|traffic| traffic.packets).sum()
+        self.traffic.values().map(|traffic| traffic.packets + traffic.return_packets).sum()
     }
 }
 
@@ -106,8 +111,8 @@ impl HostTables {
     pub fn new(flows: usize) -> Self {
         assert!(flows.is_power_of_two() && flows >= GROUP, "{flows} flows");
         let mut idle_ticks = [0; 8];
-        // As the daemon sets them at 250 Hz: 60, 900, 900, 10 and 5 seconds.
-        for (state, ticks) in State::ALL.into_iter().zip([16, 221, 221, 4, 3]) {
+        // As the daemon sets them at 250 Hz: 60, 900, 900, 10, 5, 60 and 60 seconds.
+        for (state, ticks) in State::ALL.into_iter().zip([16, 221, 221, 4, 3, 16, 16]) {
             idle_ticks[state as usize] = ticks;
         }
         Self {
@@ -127,8 +132,11 @@ impl HostTables {
             egresses: vec![Egress::default()],
             probes: BTreeMap::new(),
             probe_sources: Vec::new(),
+            nat_addresses: vec![Address::UNSPECIFIED],
+            nat_ends: Vec::new(),
             flows: (0..flows).map(|_| AtomicU64::new(0)).collect(),
             records: RefCell::default(),
+            hops: RefCell::default(),
             counted: RefCell::default(),
         }
     }
@@ -156,6 +164,20 @@ impl HostTables {
     pub fn add_probe_source(&mut self, address: Address) {
         self.let_through(address);
         self.probe_sources.push(address);
+    }
+
+    /// Adds an address that translated packets are sent from; tells its index.
+    pub fn add_nat_address(&mut self, address: Address) -> u16 {
+        self.let_through(address);
+        self.nat_addresses.push(address);
+        self.nat_ends.push(nat::end(address, [0; 2]));
+        (self.nat_addresses.len() - 1) as u16
+    }
+
+    /// Adds a backend that sees its clients' own addresses.
+    pub fn add_return_source(&mut self, address: Address) {
+        self.let_through(address);
+        self.filter.sources = 1;
     }
 
     fn let_through(&mut self, address: Address) {
@@ -186,6 +208,11 @@ impl HostTables {
         self.records.borrow().clone()
     }
 
+    /// Where the packets of return entries go, by the index of their words.
+    pub fn hops(&self) -> BTreeMap<u32, NatHop> {
+        self.hops.borrow().clone()
+    }
+
     /// What was counted since the last call.
     pub fn take_counted(&self) -> Counted {
         self.counted.take()
@@ -209,7 +236,7 @@ pub fn aged(word: u64, ticks: u8) -> u64 {
     let entry = Entry(word);
     match entry.state() {
         State::Free => word,
-        state => Entry::new(word, entry.backend(), entry.tick().wrapping_sub(ticks), state).0,
+        state => entry.with(entry.tick().wrapping_sub(ticks), state).0,
     }
 }
 
@@ -244,6 +271,10 @@ impl Tables for HostTables {
         self.filter.words[index]
     }
 
+    fn filters_sources(&self) -> bool {
+        self.filter.sources != 0
+    }
+
     fn is_vip(&self, address: Address) -> bool {
         self.services.iter().any(|service| service.service.key.address == address)
     }
@@ -257,8 +288,27 @@ impl Tables for HostTables {
         self.records.borrow_mut().insert(index, record);
     }
 
-    fn flow_start(&self, index: u32) -> Option<u64> {
-        self.records.borrow().get(&index).map(|record| record.start)
+    fn flow_record(&self, index: u32) -> Option<FlowRecord> {
+        // As in the kernel: what nobody has written is zero.
+        let inside = (index as usize) < self.flows.len();
+        inside.then(|| self.records.borrow().get(&index).copied().unwrap_or_default())
+    }
+
+    fn record_hop(&self, index: u32, hop: NatHop) {
+        self.hops.borrow_mut().insert(index, hop);
+    }
+
+    fn hop(&self, index: u32) -> Option<NatHop> {
+        let inside = (index as usize) < self.flows.len();
+        inside.then(|| self.hops.borrow().get(&index).copied().unwrap_or_default())
+    }
+
+    fn nat_address(&self, index: u16) -> Option<Address> {
+        self.nat_addresses.get(usize::from(index)).copied()
+    }
+
+    fn is_nat_end(&self, key: &ServiceKey) -> bool {
+        self.nat_ends.contains(key)
     }
 
     fn service_index(&self, key: &ServiceKey) -> Option<u16> {
@@ -299,6 +349,13 @@ impl Tables for HostTables {
         let traffic = counted.traffic.entry(backend).or_default();
         traffic.packets += 1;
         traffic.bytes += bytes;
+    }
+
+    fn count_return(&self, backend: u16, bytes: u64) {
+        let mut counted = self.counted.borrow_mut();
+        let traffic = counted.traffic.entry(backend).or_default();
+        traffic.return_packets += 1;
+        traffic.return_bytes += bytes;
     }
 
     fn count_event(&self, backend: u16, event: Event) {

@@ -22,6 +22,7 @@ pub mod hash;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod maglev;
+pub mod nat;
 pub mod parse;
 pub mod probe;
 pub mod reason;

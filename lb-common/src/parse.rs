@@ -68,7 +68,7 @@ pub struct Segment {
 }
 
 /// Ports, in network order.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable)]
 #[repr(C, align(4))]
 pub struct Ports {
     /// The client's.
@@ -125,22 +125,22 @@ pub enum Glance {
     Odd,
 }
 
-/// Reads the TCP segment in a frame without VLAN tags and IP options whose destination
-/// `is_vip`: one look at places that are known costs half of three looks at places to be found.
+/// Reads the TCP segment in a frame without VLAN tags and IP options which by source and
+/// destination `is_ours`: one look at places that are known costs half of three looks at places to be found.
 #[inline(always)]
-pub fn glance<F: Frame>(frame: &F, is_vip: impl Fn(Address) -> bool) -> Glance {
+pub fn glance<F: Frame>(frame: &F, is_ours: impl Fn(Address, Address) -> bool) -> Glance {
     let whole = |packet: Packet, tcp| packet.fits(frame).and_then(|()| packet.segment(tcp));
     let found = if let Some(plain) = frame.read::<Plain<Ipv4>>(PLAIN)
         && plain.kind == ethernet::IPV4
         && plain.ip.version_length == 0x45
     {
-        let packet = ipv4(&plain.ip, ethernet::LEN, is_vip);
+        let packet = ipv4(&plain.ip, ethernet::LEN, is_ours);
         packet.and_then(|packet| whole(packet, &plain.tcp)).map(Glance::Ipv4)
     } else if let Some(plain) = frame.read::<Plain<Ipv6>>(PLAIN)
         && plain.kind == ethernet::IPV6
         && plain.ip.next_header == wire::TCP
     {
-        let packet = ipv6(&plain.ip, ethernet::LEN, is_vip, |_| Ok(0));
+        let packet = ipv6(&plain.ip, ethernet::LEN, is_ours, |_| Ok(0));
         packet.and_then(|packet| whole(packet, &plain.tcp)).map(Glance::Ipv6)
     } else {
         return Glance::Odd;
@@ -152,18 +152,21 @@ pub fn glance<F: Frame>(frame: &F, is_vip: impl Fn(Address) -> bool) -> Glance {
     }
 }
 
-/// Reads the TCP segment in any frame whose destination `is_vip`.
+/// Reads the TCP segment in any frame which by source and destination `is_ours`.
 ///
 /// # Errors
 /// The reason to pass or drop the frame, as its class says.
 #[inline(always)]
-pub fn segment<F: Frame>(frame: &F, is_vip: impl Fn(Address) -> bool) -> Result<Segment, Reason> {
+pub fn segment<F: Frame>(
+    frame: &F,
+    is_ours: impl Fn(Address, Address) -> bool,
+) -> Result<Segment, Reason> {
     let (l3, family) = network(frame)?;
     let packet = match family {
-        Family::Ipv4 => ipv4(&frame.read(l3).ok_or(Reason::Runt)?, l3, is_vip)?,
+        Family::Ipv4 => ipv4(&frame.read(l3).ok_or(Reason::Runt)?, l3, is_ours)?,
         Family::Ipv6 => {
             let skip = |next_header| skip_extension_headers(frame, l3 + Ipv6::LEN, next_header);
-            ipv6(&frame.read(l3).ok_or(Reason::Runt)?, l3, is_vip, skip)?
+            ipv6(&frame.read(l3).ok_or(Reason::Runt)?, l3, is_ours, skip)?
         }
     };
     packet.fits(frame)?;
@@ -202,9 +205,13 @@ struct Packet {
 }
 
 #[inline(always)]
-fn ipv4(header: &Ipv4, l3: usize, is_vip: impl Fn(Address) -> bool) -> Result<Packet, Reason> {
-    let destination = Address::v4(header.destination);
-    if !is_vip(destination) {
+fn ipv4(
+    header: &Ipv4,
+    l3: usize,
+    is_ours: impl Fn(Address, Address) -> bool,
+) -> Result<Packet, Reason> {
+    let (source, destination) = (Address::v4(header.source), Address::v4(header.destination));
+    if !is_ours(source, destination) {
         return Err(Reason::NotVip);
     }
     // Version 4, and 5 to 15 words of header.
@@ -221,7 +228,7 @@ fn ipv4(header: &Ipv4, l3: usize, is_vip: impl Fn(Address) -> bool) -> Result<Pa
         l3,
         l4: l3 + usize::from(header.version_length & 0x0f) * 4,
         family: Family::Ipv4,
-        source: Address::v4(header.source),
+        source,
         destination,
         traffic_class: header.traffic_class,
         length: u16::from_be_bytes(header.length),
@@ -233,11 +240,11 @@ fn ipv4(header: &Ipv4, l3: usize, is_vip: impl Fn(Address) -> bool) -> Result<Pa
 fn ipv6(
     header: &Ipv6,
     l3: usize,
-    is_vip: impl Fn(Address) -> bool,
+    is_ours: impl Fn(Address, Address) -> bool,
     skip: impl Fn(u8) -> Result<usize, Reason>,
 ) -> Result<Packet, Reason> {
-    let destination = ipv6_destination(header)?;
-    if !is_vip(destination) {
+    let (source, destination) = (Address::v6(header.source), ipv6_destination(header)?);
+    if !is_ours(source, destination) {
         return Err(Reason::NotVip);
     }
     let [version_class, class_label, ..] = header.version_class_label;
@@ -250,7 +257,7 @@ fn ipv6(
         l3,
         l4: l3 + Ipv6::LEN + skip(header.next_header)?,
         family: Family::Ipv6,
-        source: Address::v6(header.source),
+        source,
         destination,
         traffic_class: version_class << 4 | class_label >> 4,
         length,

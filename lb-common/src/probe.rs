@@ -16,7 +16,7 @@ use crate::{
     abi::{Backend, PROBE_HOST_MAC, PROBE_PEER_MAC, ServiceKey, Settings},
     forward::{self, Action},
     frame::Frame,
-    hash,
+    hash, nat,
     parse::{self, Family, Glance, Segment},
     reason::Reason,
     service::{self, BackendState},
@@ -30,7 +30,7 @@ use crate::{
 #[inline(always)]
 pub fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Action {
     // The prober is a Linux kernel of our own: what it sends has neither VLAN tags nor IP options.
-    let sent = match parse::glance(frame, |_| true) {
+    let sent = match parse::glance(frame, |_, _| true) {
         Glance::Ipv4(segment) => forward(frame, &segment, tables),
         Glance::Ipv6(segment) => forward(frame, &segment, tables),
         Glance::NotVip | Glance::Odd => None,
@@ -43,6 +43,10 @@ fn forward<F: Frame, T: Tables>(frame: &mut F, segment: &Segment, tables: &T) ->
     let settings = tables.settings()?;
     let (backend, key) = target(tables, segment.ports.source)?;
     if !service::is_for(segment, key) {
+        return None;
+    }
+    // Who is reached by translation has no VIP to be asked at.
+    if nat::translates(backend) {
         return None;
     }
     let hash = hash::of_flow(segment, &settings.hash_keys);
@@ -76,14 +80,15 @@ pub fn is_answer<T: Tables>(segment: &Segment, tables: &T, settings: &Settings) 
 /// What becomes of a frame on an interface where only answers to probes concern us.
 #[inline(always)]
 pub fn collect<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T) -> Action {
-    let segment = match parse::glance(frame, |address| steer::may_be_vip(tables, address)) {
-        Glance::Ipv4(segment) | Glance::Ipv6(segment) => segment,
-        Glance::NotVip => return Action::Pass,
-        Glance::Odd => match tables.odd_segment(frame) {
-            Ok(segment) => segment,
-            Err(_) => return Action::Pass,
-        },
-    };
+    let segment =
+        match parse::glance(frame, |_, destination| steer::may_be_vip(tables, destination)) {
+            Glance::Ipv4(segment) | Glance::Ipv6(segment) => segment,
+            Glance::NotVip => return Action::Pass,
+            Glance::Odd => match tables.odd_segment(frame) {
+                Ok(segment) => segment,
+                Err(_) => return Action::Pass,
+            },
+        };
     match tables.settings() {
         Some(settings) if is_answer(&segment, tables, settings) => {
             hand_over(frame, &segment, tables)

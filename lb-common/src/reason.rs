@@ -104,6 +104,16 @@ reasons! {
         "A backend's answer to one of our own health probes, handed to the prober.";
     ProbeUndelivered = 19, Drop, "probe_undelivered",
         "A frame of our own prober that can't be sent on: its backend is not known any more or its neighbour is not resolved. Not a frame that an interface received.";
+    NatNoMapping = 20, Answer, "nat_no_mapping",
+        "A client's packet for a `nat` service that opens no connection and belongs to none known: it was silent for too long, or the balancer is not the one that has it. The client got a RST.";
+    NatNoReturn = 21, Drop, "nat_no_return",
+        "A packet from a backend of a `nat` service to a NAT address and port that no connection has: late, or forged.";
+    NatPortsExhausted = 22, Answer, "nat_ports_exhausted",
+        "No source port is left towards this backend: add `nat_addresses`, or widen `nat_ports`. The client got a RST.";
+    NatTableFull = 23, Answer, "nat_table_full",
+        "The flow table has no room for a connection that needs translation: raise `flow_capacity`. The client got a RST.";
+    HopLimit = 24, Drop, "hop_limit",
+        "A packet to be translated arrived with its last hop (TTL or hop limit 1 or 0): a routing loop, or traceroute.";
 }
 
 #[cfg(test)]

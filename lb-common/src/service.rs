@@ -148,7 +148,7 @@ mod tests {
     fn a_service_is_for_its_own_address_and_port_only() {
         for family in FAMILIES {
             let frame = ClientFrame::new(Purpose::L2, family, 1);
-            let segment = crate::parse::segment(&frame.frame(), |_| true).expect("well formed");
+            let segment = crate::parse::segment(&frame.frame(), |_, _| true).expect("well formed");
             let key = key_of(&segment);
             assert_eq!(key, sample::key(frame.vip));
             assert!(is_for(&segment, &key));

@@ -7,13 +7,14 @@
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
-    abi::{Backend, FlowRecord, SELF_TEST_INTERFACE, SELF_TEST_PORT, Service, Settings},
+    abi::{Backend, FlowRecord, NatHop, SELF_TEST_INTERFACE, SELF_TEST_PORT, Service, Settings},
     address::Address,
     counters::Event,
     flow::{self, Entry, Found, Kind, State, Step, Words},
-    forward::{self, Action},
+    forward::{self, Action, l2, nat::Carry},
     frame::Frame,
     hash, maglev,
+    nat::{self, Reserved},
     parse::{self, Family, Glance, Segment},
     probe,
     reason::{Class, Reason},
@@ -31,7 +32,18 @@ pub enum Verdict<'t> {
         /// The index with which its traffic is counted: the backend's; 0, which nobody has, for a
         /// self-test.
         index: u16,
+        /// The word of its entry, where it is translated; of a self-test the backend's index.
+        word: u32,
         /// The flow's hash.
+        hash: u64,
+    },
+    /// It goes from a backend to its client.
+    Return {
+        /// The backend's index.
+        index: u16,
+        /// The word of its flow's return entry.
+        word: u32,
+        /// Hash of its tuple.
         hash: u64,
     },
     /// It answers a probe of ours: the prober gets it.
@@ -56,13 +68,28 @@ pub trait Stages<F: Frame>: Tables + Sized {
         odd_segment(frame, self)
     }
 
-    /// Takes a flow's [`Turn`]; tells the index of its backend, which is one.
+    /// Takes a flow's [`Turn`]; tells what came of it.
     ///
     /// # Errors
     /// The reason to answer, pass or drop the segment.
     #[inline(always)]
-    fn turn(&self, turn: &Turn) -> Result<u16, Reason> {
-        turn.take(self)
+    fn turn(&self, turn: Turn) -> Result<Taken, Reason> {
+        take(&OnTables { turn: &turn, tables: self })
+    }
+
+    /// Rewrites the headers of a translated flow's segment.
+    ///
+    /// # Errors
+    /// The reason to drop it.
+    #[inline(always)]
+    fn carry(&self, frame: &mut F, carry: Carry) -> Result<Action, Reason> {
+        forward::nat::carry(frame, self, carry)
+    }
+
+    /// One step along a segment's TCP options; see [`forward::nat::next_option`].
+    #[inline(always)]
+    fn next_option(&self, frame: &F, at: u64) -> u64 {
+        forward::nat::next_option(frame, at)
     }
 
     /// Makes of a frame whose IP header is at `l3` one for the prober; tells the index of the
@@ -70,6 +97,92 @@ pub trait Stages<F: Frame>: Tables + Sized {
     #[inline(always)]
     fn deliver(&self, frame: &mut F, l3: u16, family: Family) -> Option<u32> {
         probe::deliver(frame, l3, family, self)
+    }
+}
+
+/// The steps of a turn, one [`Turn`] for all. In the kernel program each is a function of its own,
+/// as in [`Stages`].
+pub trait Steps {
+    /// See [`Turn::take`].
+    ///
+    /// # Errors
+    /// See there.
+    fn take(&self) -> Result<Taken, Reason>;
+    /// See [`Turn::follow`].
+    ///
+    /// # Errors
+    /// See there.
+    fn follow(&self) -> Result<Taken, Reason>;
+    /// See [`Turn::reserve`].
+    fn reserve(&self, backend: u16, attempt: u32) -> Reserved;
+    /// See [`Turn::open`].
+    ///
+    /// # Errors
+    /// See there.
+    fn open(&self, taken: Taken, reserved: Reserved) -> Result<Taken, Reason>;
+    /// See [`Turn::restore`].
+    fn restore(&self, word: u32);
+}
+
+/// The steps one after the other: what is translated needs more than one.
+///
+/// # Errors
+/// The reason to answer, pass or drop the segment.
+#[inline(always)]
+pub fn take<S: Steps>(steps: &S) -> Result<Taken, Reason> {
+    let mut taken = steps.take()?;
+    if taken.is_known() {
+        taken = steps.follow()?;
+        if taken.is_to_restore() {
+            steps.restore(taken.word());
+        }
+    }
+    if !taken.is_to_open() {
+        return Ok(taken);
+    }
+    if matches!(taken.place(), Place::Nowhere) {
+        return Err(Reason::NatTableFull);
+    }
+    let mut reserved = Reserved::NOTHING;
+    for attempt in 0..nat::ATTEMPTS {
+        reserved = steps.reserve(taken.index(), attempt);
+        if reserved != Reserved::NOTHING {
+            break;
+        }
+    }
+    steps.open(taken, reserved)
+}
+
+/// The steps over the tables themselves.
+struct OnTables<'t, T> {
+    turn: &'t Turn,
+    tables: &'t T,
+}
+
+impl<T: Tables> Steps for OnTables<'_, T> {
+    #[inline(always)]
+    fn take(&self) -> Result<Taken, Reason> {
+        self.turn.take(self.tables)
+    }
+
+    #[inline(always)]
+    fn follow(&self) -> Result<Taken, Reason> {
+        self.turn.follow(self.tables)
+    }
+
+    #[inline(always)]
+    fn reserve(&self, backend: u16, attempt: u32) -> Reserved {
+        self.turn.reserve(self.tables, backend, attempt)
+    }
+
+    #[inline(always)]
+    fn open(&self, taken: Taken, reserved: Reserved) -> Result<Taken, Reason> {
+        self.turn.open(self.tables, taken, reserved)
+    }
+
+    #[inline(always)]
+    fn restore(&self, word: u32) {
+        self.turn.restore(self.tables, word);
     }
 }
 
@@ -81,7 +194,7 @@ pub trait Stages<F: Frame>: Tables + Sized {
 pub fn process<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T, now: u64) -> Action {
     // Arms of their own though they are alike: of each the compiler makes a road of its own, in
     // which all that follows from the family is constant.
-    match parse::glance(frame, |address| may_be_vip(tables, address)) {
+    match parse::glance(frame, |source, destination| may_be_ours(tables, source, destination)) {
         Glance::Ipv4(segment) => forward(frame, &segment, tables, now),
         Glance::Ipv6(segment) => forward(frame, &segment, tables, now),
         Glance::NotVip => forward::leave(tables, Reason::NotVip),
@@ -111,13 +224,21 @@ pub(crate) fn may_be_vip<T: Tables>(tables: &T, address: Address) -> bool {
     tables.filter_word(word) & mask != 0
 }
 
+/// Whether the filter lets a packet through: by its destination, or, where backends answer clients
+/// by their own addresses through us, by its source.
+#[inline(always)]
+pub(crate) fn may_be_ours<T: Tables>(tables: &T, source: Address, destination: Address) -> bool {
+    may_be_vip(tables, destination) || tables.filters_sources() && may_be_vip(tables, source)
+}
+
 /// What [`Stages::odd_segment`] does.
 ///
 /// # Errors
 /// See there.
 #[inline(always)]
 pub fn odd_segment<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Segment, Reason> {
-    let found = parse::segment(frame, |address| may_be_vip(tables, address));
+    let may_be_ours = |source, destination| may_be_ours(tables, source, destination);
+    let found = parse::segment(frame, may_be_ours);
     found.map_err(|reason| match reason {
         // Nobody says of what address, or the filter has told.
         Reason::NotIp | Reason::Runt | Reason::NotVip => reason,
@@ -145,25 +266,46 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
         return Verdict::Leave(Reason::NotReady);
     };
     let found = flow::find(&group, hash);
-    if let Some(Found { entry, .. }) = found
+    if let Some(Found { index, entry }) = found
         && entry.is_settled(segment.flags, flow::tick_of(settings, now))
-        && let Owner::Lives(backend) = owner(segment, tables, entry)
     {
-        return Verdict::Forward { backend, index: entry.backend(), hash };
+        let word = flow::group_index(hash, settings) * flow::GROUP as u32 + index as u32;
+        match owner(segment, tables, entry) {
+            Owner::Lives(backend) => {
+                return Verdict::Forward { backend, index: entry.backend(), word, hash };
+            }
+            Owner::Answers => return Verdict::Return { index: entry.backend(), word, hash },
+            Owner::Gone | Owner::Absent | Owner::Stranger => {}
+        }
     }
     let found = found.unwrap_or(Found::NOTHING);
-    let interface = u64::from(frame.interface());
-    let turn = Turn { segment: *segment, hash, now, interface, found };
-    let taken = tables.turn(&turn);
-    if turn.is_self_test() {
-        return match taken.ok().and_then(|index| tables.backend(index)) {
-            Some(backend) => Verdict::Forward { backend, index: 0, hash },
+    let Some(macs) = frame.read::<l2::Words>(0) else {
+        return Verdict::Leave(Reason::Runt);
+    };
+    let l2::Words { first, second } = macs.turned();
+    let hop = NatHop { first, second, ifindex: frame.interface() };
+    let turn = Turn { segment: *segment, hash, now, hop, found };
+    let is_self_test = turn.is_self_test();
+    let taken = tables.turn(turn);
+    if is_self_test {
+        let Ok(taken) = taken else { return Verdict::Failed };
+        return match tables.backend(taken.index()) {
+            Some(backend) => {
+                Verdict::Forward { backend, index: 0, word: u32::from(taken.index()), hash }
+            }
             None => Verdict::Failed,
         };
     }
     match taken {
-        Ok(index) => match tables.backend(index) {
-            Some(backend) => Verdict::Forward { backend, index, hash },
+        Ok(taken) => match tables.backend(taken.index()) {
+            Some(backend) => {
+                let (index, word) = (taken.index(), taken.word());
+                if taken.is_return() {
+                    Verdict::Return { index, word, hash }
+                } else {
+                    Verdict::Forward { backend, index, word, hash }
+                }
+            }
             None => refuse(segment.flags, Reason::NoBackend),
         },
         Err(Reason::ProbeAnswer) => Verdict::Deliver,
@@ -175,6 +317,8 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
 enum Owner<'t> {
     /// A backend of the service that the packet is addressed to.
     Lives(&'t Backend),
+    /// The backend that the packet comes from, on its way to a client.
+    Answers,
     /// One whose flows are to be reset.
     Gone,
     /// One that was removed.
@@ -194,10 +338,22 @@ fn owner<'t, T: Tables>(segment: &Segment, tables: &'t T, entry: Entry) -> Owner
         return Owner::Absent;
     }
     match tables.service(backend.service) {
-        Some(service) if service::is_for(segment, &service.key) => {}
-        _ => return Owner::Stranger,
+        Some(service) if service::is_for(segment, &service.key) => {
+            if state.forwards() {
+                Owner::Lives(backend)
+            } else {
+                Owner::Gone
+            }
+        }
+        Some(_) if entry.is_return() && nat::is_from(segment, backend) => {
+            if state.forwards() {
+                Owner::Answers
+            } else {
+                Owner::Gone
+            }
+        }
+        _ => Owner::Stranger,
     }
-    if state.forwards() { Owner::Lives(backend) } else { Owner::Gone }
 }
 
 /// What is to be answered gets a RST; a client's own RST gets nothing (RFC 9293 §3.10.7.1).
@@ -215,12 +371,111 @@ const fn refuse<'t>(flags: u8, reason: Reason) -> Verdict<'t> {
 #[derive(IntoBytes, Immutable)]
 #[repr(C)]
 pub struct Turn {
-    segment: Segment,
-    hash: u64,
-    now: u64,
-    /// Index of the interface where it arrived; wider than that is, for want of padding.
-    interface: u64,
-    found: Found,
+    pub(crate) segment: Segment,
+    pub(crate) hash: u64,
+    pub(crate) now: u64,
+    /// Where it came from.
+    pub(crate) hop: NatHop,
+    pub(crate) found: Found,
+}
+
+/// What came of a [`Turn`]: the index of the flow's backend, and of what is translated more. One
+/// word, as which the kernel program's functions return it.
+#[derive(Clone, Copy, PartialEq, Eq, Debug)]
+pub struct Taken(u64);
+
+impl Taken {
+    const OPEN: u64 = 1 << 17;
+    const RETURN: u64 = 1 << 18;
+    const RESTORE: u64 = 1 << 19;
+    const KNOWN: u64 = 1 << 20;
+    const PLACE_SHIFT: u32 = 21;
+    const WORD_SHIFT: u32 = 32;
+
+    /// It goes to this backend.
+    #[inline(always)]
+    pub const fn at(index: u16) -> Self {
+        Self(index as u64)
+    }
+
+    /// A known flow that is translated: [`Turn::follow`] tells.
+    const FOLLOW: Self = Self(Self::KNOWN);
+
+    /// A flow that is translated and to be opened, its entry going there.
+    #[inline(always)]
+    pub(crate) const fn to(self, place: Place) -> Self {
+        Self(self.0 | Self::OPEN | (place as u64) << Self::PLACE_SHIFT)
+    }
+
+    /// Its return entry is lost.
+    #[inline(always)]
+    pub(crate) const fn to_restore(self) -> Self {
+        Self(self.0 | Self::RESTORE)
+    }
+
+    /// The word of its entry.
+    #[inline(always)]
+    pub(crate) const fn with_word(self, word: u32) -> Self {
+        Self(self.0 | (word as u64) << Self::WORD_SHIFT)
+    }
+
+    /// It goes from the backend to its client.
+    #[inline(always)]
+    pub(crate) const fn of_return(self) -> Self {
+        Self(self.0 | Self::RETURN)
+    }
+
+    /// From the number; see [`Self::number`].
+    #[inline(always)]
+    pub const fn from_number(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// As a number, whose bit 16 is always zero.
+    #[inline(always)]
+    pub const fn number(self) -> u64 {
+        self.0
+    }
+
+    /// The backend's index.
+    #[inline(always)]
+    pub const fn index(self) -> u16 {
+        self.0 as u16
+    }
+
+    #[inline(always)]
+    const fn is_to_open(self) -> bool {
+        self.0 & Self::OPEN != 0
+    }
+
+    #[inline(always)]
+    const fn is_to_restore(self) -> bool {
+        self.0 & Self::RESTORE != 0
+    }
+
+    #[inline(always)]
+    const fn is_known(self) -> bool {
+        self.0 & Self::KNOWN != 0
+    }
+
+    #[inline(always)]
+    const fn is_return(self) -> bool {
+        self.0 & Self::RETURN != 0
+    }
+
+    #[inline(always)]
+    pub(crate) const fn place(self) -> Place {
+        match self.0 >> Self::PLACE_SHIFT & 3 {
+            0 => Place::Anywhere,
+            1 => Place::Found,
+            _ => Place::Nowhere,
+        }
+    }
+
+    #[inline(always)]
+    const fn word(self) -> u32 {
+        (self.0 >> Self::WORD_SHIFT) as u32
+    }
 }
 
 /// Slots that are looked at for another backend than a suspect one: with one in eleven of them
@@ -229,14 +484,15 @@ const SECOND_TRY_SLOTS: usize = 32;
 
 /// Where the entry of an unknown flow goes. A tag of 64 bits, so that no padding is copied about
 /// on the kernel program's stack: the verifier wants every access there aligned.
+#[derive(Clone, Copy)]
 #[repr(u64)]
-enum Place {
+pub(crate) enum Place {
     /// Wherever its group has room.
-    Anywhere,
-    /// Over an entry that no longer binds.
-    Of(Found),
+    Anywhere = 0,
+    /// Over the entry that was found, which no longer binds.
+    Found = 1,
     /// Nowhere: another flow's entry would be found before it.
-    Nowhere,
+    Nowhere = 2,
 }
 
 impl Turn {
@@ -245,17 +501,17 @@ impl Turn {
     /// never settled.
     #[inline(always)]
     const fn is_self_test(&self) -> bool {
-        self.interface == SELF_TEST_INTERFACE as u64
+        self.hop.ifindex == SELF_TEST_INTERFACE
             && u16::from_ne_bytes(self.segment.ports.source) == SELF_TEST_PORT
     }
 
-    /// What [`Stages::turn`] does: the known flow's state machine, or service and slot of an
+    /// The first step: the known flow's state machine, or service and slot of an
     /// unknown one; and into the table.
     ///
     /// # Errors
     /// See there.
     #[inline(always)]
-    pub fn take<T: Tables>(&self, tables: &T) -> Result<u16, Reason> {
+    pub fn take<T: Tables>(&self, tables: &T) -> Result<Taken, Reason> {
         let settings = tables.settings().ok_or(Reason::NotReady)?;
         let group_index = flow::group_index(self.hash, settings);
         let group = tables.flow_group(group_index).ok_or(Reason::NotReady)?;
@@ -267,18 +523,22 @@ impl Turn {
         } else {
             match owner(&self.segment, tables, entry) {
                 Owner::Lives(backend) => match entry.next(kind, tick, settings) {
+                    Step::Keep(_) if nat::translates(backend) => return Ok(Taken::FOLLOW),
                     Step::Keep(next) => {
                         let word = group_index * flow::GROUP as u32 + index as u32;
-                        return Ok(self.keep(tables, &group, word, backend, next));
+                        return Ok(Taken::at(self.keep(tables, &group, word, backend, next)));
                     }
-                    Step::Renew => Place::Of(self.found),
+                    Step::Renew => Place::Found,
                 },
+                Owner::Answers => return Ok(Taken::FOLLOW),
                 Owner::Gone if !matches!(kind, Kind::Syn) => {
                     group.replace(index, entry.0, 0);
-                    tables.count_event(entry.backend(), Event::Reset);
+                    if !entry.is_return() {
+                        tables.count_event(entry.backend(), Event::Reset);
+                    }
                     return Err(Reason::BackendGone);
                 }
-                Owner::Gone | Owner::Absent => Place::Of(self.found),
+                Owner::Gone | Owner::Absent => Place::Found,
                 Owner::Stranger => Place::Nowhere,
             }
         };
@@ -289,26 +549,33 @@ impl Turn {
         };
         let service = tables.service(service_index).ok_or(Reason::NotService)?;
         let backend = tables.slot(service_index, self.slot(service, settings));
-        match tables.backend(backend).map(|b| BackendState::from_number(b.state)) {
-            Some(BackendState::Forward | BackendState::Suspect) => {}
-            Some(BackendState::Reset | BackendState::Absent) | None => {
-                return Err(Reason::NoBackend);
-            }
+        let chosen = tables.backend(backend).ok_or(Reason::NoBackend)?;
+        match BackendState::from_number(chosen.state) {
+            BackendState::Forward | BackendState::Suspect => {}
+            BackendState::Reset | BackendState::Absent => return Err(Reason::NoBackend),
         }
         if self.is_self_test() {
-            return Ok(backend);
+            return Ok(Taken::at(backend));
+        }
+        if nat::translates(chosen) {
+            return match kind {
+                Kind::Syn => Ok(Taken::at(backend).to(place)),
+                // Which port it had nobody knows.
+                Kind::Ack | Kind::Fin | Kind::Rst => Err(Reason::NatNoMapping),
+            };
         }
         let (state, event) = match kind {
             Kind::Syn => (State::Embryonic, Event::NewFlow),
             Kind::Ack => (State::Young, Event::Adopted),
             Kind::Fin => (State::Closing, Event::Adopted),
             // Its connection ends here: forwarded for its backend to know, not remembered.
-            Kind::Rst => return Ok(backend),
+            Kind::Rst => return Ok(Taken::at(backend)),
         };
         tables.count_event(backend, event);
         let place = match place {
             Place::Anywhere => flow::insert(&group, self.hash, backend, tick, state, settings),
-            Place::Of(Found { index, entry }) => {
+            Place::Found => {
+                let Found { index, entry } = self.found;
                 let new = Entry::new(self.hash, backend, tick, state);
                 group.replace(index, entry.0, new.0).then_some(index)
             }
@@ -318,7 +585,7 @@ impl Turn {
             Some(index) => self.record(tables, group_index * flow::GROUP as u32 + index as u32),
             None => tables.count_event(backend, Event::Untracked),
         }
-        Ok(backend)
+        Ok(Taken::at(backend))
     }
 
     /// Why a segment that no service is for is left to this host.
@@ -326,6 +593,8 @@ impl Turn {
     fn unserved<T: Tables>(&self, tables: &T, settings: &Settings) -> Reason {
         if probe::is_answer(&self.segment, tables, settings) {
             Reason::ProbeAnswer
+        } else if nat::is_lost(&self.segment, tables, settings) {
+            Reason::NatNoReturn
         } else if tables.is_vip(self.segment.destination) {
             Reason::NotService
         } else {
@@ -361,7 +630,7 @@ impl Turn {
             if matches!(states, (State::Embryonic, State::Young | State::Closing)) {
                 // It may be that of the flow which had this word before, or one that another CPU
                 // writes just now: a time too long is cut, one below zero is none.
-                let start = tables.flow_start(word).unwrap_or(self.now);
+                let start = tables.flow_record(word).map_or(self.now, |record| record.start);
                 tables.count_handshake(next.backend(), self.now.saturating_sub(start));
             } else if matches!(states, (State::Embryonic | State::Young, State::Reset)) {
                 tables.count_event(next.backend(), Event::ClientReset);
@@ -377,7 +646,7 @@ impl Turn {
     /// What it costs if the suspect lives: should its answer be so late that it comes before the
     /// other's, the client's ACK goes to the other one, which resets the connection.
     #[inline(always)]
-    fn second_try<T: Tables>(&self, tables: &T, first: &Backend) -> Option<u16> {
+    pub(crate) fn second_try<T: Tables>(&self, tables: &T, first: &Backend) -> Option<u16> {
         if first.state != BackendState::Suspect as u8 {
             return None;
         }
@@ -418,7 +687,8 @@ impl Turn {
                 start: self.now,
                 client_port: self.segment.ports.source,
                 vip_port: self.segment.ports.destination,
-                reserved: [0; 4],
+                nat_port: [0; 2],
+                nat_address: 0,
             },
         );
     }

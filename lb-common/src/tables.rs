@@ -2,7 +2,7 @@
 //! test's memory.
 
 use crate::{
-    abi::{Backend, Egress, FlowRecord, Service, ServiceKey, Settings},
+    abi::{Backend, Egress, FlowRecord, NatHop, Service, ServiceKey, Settings},
     address::Address,
     counters::Event,
     flow::Words,
@@ -21,18 +21,34 @@ pub trait Tables {
     /// [`FILTER_WORDS`](crate::abi::capacity::FILTER_WORDS).
     fn filter_word(&self, index: usize) -> u64;
 
+    /// Whether packets are also told by their source.
+    fn filters_sources(&self) -> bool;
+
     /// Whether some service has this address, exactly.
     fn is_vip(&self, address: Address) -> bool;
 
     /// A group of the flow table.
     fn flow_group(&self, index: u32) -> Option<Self::Group>;
 
-    /// Writes what listings show of a flow; `index` counts words of the flow table.
+    /// Writes a flow's record; `index` counts words of the flow table.
     fn record_flow(&self, index: u32, record: FlowRecord);
 
-    /// When the flow in this word was inserted, `jiffies64`; of a word that others write
-    /// meanwhile it may be another flow's.
-    fn flow_start(&self, index: u32) -> Option<u64>;
+    /// The record of the flow in this word; of a word that others write meanwhile it may be another
+    /// flow's, or a mixture.
+    fn flow_record(&self, index: u32) -> Option<FlowRecord>;
+
+    /// Writes where the packets of the return entry in this word go.
+    fn record_hop(&self, index: u32, hop: NatHop);
+
+    /// Where the packets of the return entry in this word go.
+    fn hop(&self, index: u32) -> Option<NatHop>;
+
+    /// An address that translated packets are sent from, by index; 0 has none.
+    fn nat_address(&self, index: u16) -> Option<Address>;
+
+    /// Whether this is the address and port of a backend that sees a NAT address for its client, or
+    /// such a NAT address, with port 0.
+    fn is_nat_end(&self, key: &ServiceKey) -> bool;
 
     /// Index of the service with this key.
     fn service_index(&self, key: &ServiceKey) -> Option<u16>;
@@ -55,8 +71,11 @@ pub trait Tables {
     /// Whether probes are sent from this address of ours.
     fn is_probe_source(&self, address: Address) -> bool;
 
-    /// Counts a forwarded frame.
+    /// Counts a frame forwarded to a backend.
     fn count_traffic(&self, backend: u16, bytes: u64);
+
+    /// Counts a frame forwarded from a backend to its client.
+    fn count_return(&self, backend: u16, bytes: u64);
 
     /// Counts what happened to a flow of a backend.
     fn count_event(&self, backend: u16, event: Event);

@@ -136,6 +136,10 @@ pub struct Tcp {
 impl Tcp {
     /// Length without options.
     pub const LEN: usize = size_of::<Self>();
+    /// Length with as many options as fit.
+    pub const MAX_LEN: usize = 60;
+    /// Offset of the checksum.
+    pub const CHECKSUM: usize = 16;
     /// No more data from the sender.
     pub const FIN: u8 = 0x01;
     /// Synchronise sequence numbers.

@@ -6,12 +6,14 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        BPF_F_MMAPABLE, Backend, Egress, EventsChunk, FlowRecord, ProbeLine, ReasonCounts,
-        SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, capacity,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, Backend, Egress, EventsChunk, FlowRecord, NatHop,
+        ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine, TrafficChunk,
+        VipFilter, capacity,
     },
     address::Address,
     flow::{GROUP, Group},
     maglev::DEFAULT_SLOTS,
+    steer::Turn,
 };
 
 /// A service's Maglev table. Other lengths may stand in its place.
@@ -63,3 +65,22 @@ pub static PROBES: Array<ProbeLine, { capacity::PROBE_LINES }, BPF_F_MMAPABLE> =
 
 #[btf_map]
 pub static PROBE_SOURCES: HashMap<Address, u32, { capacity::PROBE_SOURCES }> = HashMap::new();
+
+#[btf_map]
+pub static NAT_ADDRESSES: Array<Address, { capacity::NAT_ADDRESSES }> = Array::new();
+
+#[btf_map]
+pub static NAT_ENDS: HashMap<
+    ServiceKey,
+    u32,
+    { capacity::BACKENDS + capacity::NAT_ADDRESSES },
+    BPF_F_NO_PREALLOC,
+> = HashMap::new();
+
+/// As many as flows.
+#[btf_map]
+pub static NAT_HOPS: Array<NatHop, { capacity::FLOWS }, BPF_F_MMAPABLE> = Array::new();
+
+/// What a CPU is at: see `stages.rs`.
+#[btf_map]
+pub static TURN: PerCpuArray<Turn, 1> = PerCpuArray::new();

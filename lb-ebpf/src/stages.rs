@@ -6,14 +6,20 @@
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
+    forward::{
+        Action,
+        nat::{self, Carry},
+    },
+    nat::Reserved,
     parse::{Family, Segment},
     probe,
     reason::Reason,
-    steer::{self, Stages, Turn},
+    steer::{self, Stages, Steps, Taken, Turn},
 };
 
 use crate::{
     frame::{XdpFrame, opaque},
+    maps,
     tables::Kernel,
 };
 
@@ -29,8 +35,31 @@ impl Stages<XdpFrame> for Kernel {
     }
 
     #[inline(always)]
-    fn turn(&self, turn: &Turn) -> Result<u16, Reason> {
-        from_word(self::turn(turn))
+    fn turn(&self, turn: Turn) -> Result<Taken, Reason> {
+        match maps::TURN.get_ptr_mut(0) {
+            Some(place) => {
+                // SAFETY: no other CPU has this element, and on this one no program runs before
+                // another is done. It is not on the stack because that is 512 bytes for all the
+                // functions that look at it together.
+                unsafe { place.write(turn) };
+                from_word(self::turn()).map(Taken::from_number)
+            }
+            None => Err(Reason::NotReady),
+        }
+    }
+
+    #[inline(always)]
+    fn carry(&self, frame: &mut XdpFrame, carry: Carry) -> Result<Action, Reason> {
+        let Carry { hash, flow, layout } = carry;
+        from_word(self::carry(frame.ctx, hash, flow, layout)).map(|interface| match interface {
+            TRANSMIT => Action::Transmit,
+            _ => Action::Redirect((interface >> INTERFACE_SHIFT) as u32),
+        })
+    }
+
+    #[inline(always)]
+    fn next_option(&self, frame: &XdpFrame, at: u64) -> u64 {
+        self::next_option(frame.ctx, at)
     }
 
     #[inline(always)]
@@ -55,14 +84,104 @@ extern "C" fn odd_segment(ctx: *mut xdp_md, place: *mut Segment) -> u64 {
     }))
 }
 
+/// The steps of the turn in `TURN`.
+struct Once;
+
+impl Steps for Once {
+    #[inline(always)]
+    fn take(&self) -> Result<Taken, Reason> {
+        from_word(self::take()).map(Taken::from_number)
+    }
+
+    #[inline(always)]
+    fn follow(&self) -> Result<Taken, Reason> {
+        from_word(self::follow()).map(Taken::from_number)
+    }
+
+    #[inline(always)]
+    fn reserve(&self, backend: u16, attempt: u32) -> Reserved {
+        Reserved::from_number(self::reserve(u32::from(backend), attempt))
+    }
+
+    #[inline(always)]
+    fn open(&self, taken: Taken, reserved: Reserved) -> Result<Taken, Reason> {
+        from_word(self::open(taken.number(), reserved.number())).map(Taken::from_number)
+    }
+
+    #[inline(always)]
+    fn restore(&self, word: u32) {
+        self::restore(word);
+    }
+}
+
+/// The turn that this CPU takes.
+#[inline(always)]
+fn current() -> Result<&'static Turn, Reason> {
+    // SAFETY: as where it is written.
+    maps::TURN.get_ptr(0).map(|turn| unsafe { &*turn }).ok_or(Reason::NotReady)
+}
+
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn turn(turn: *const Turn) -> u64 {
-    // SAFETY: the caller's; that it is not null the verifier wants to see.
-    to_word(match unsafe { turn.as_ref() } {
-        Some(turn) => turn.take(&Kernel),
-        None => Err(Reason::NotReady),
-    })
+extern "C" fn turn() -> u64 {
+    to_word(steer::take(&Once).map(Taken::number))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn take() -> u64 {
+    to_word(current().and_then(|turn| turn.take(&Kernel)).map(Taken::number))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn follow() -> u64 {
+    to_word(current().and_then(|turn| turn.follow(&Kernel)).map(Taken::number))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn reserve(backend: u32, attempt: u32) -> u64 {
+    let reserved = current().map(|turn| turn.reserve(&Kernel, backend as u16, attempt));
+    opaque(reserved.map_or(0, Reserved::number) as usize) as u64
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn open(taken: u64, reserved: u64) -> u64 {
+    let (taken, reserved) = (Taken::from_number(taken), Reserved::from_number(reserved));
+    to_word(current().and_then(|turn| turn.open(&Kernel, taken, reserved)).map(Taken::number))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn restore(word: u32) -> u64 {
+    if let Ok(turn) = current() {
+        turn.restore(&Kernel, word);
+    }
+    opaque(0) as u64
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn next_option(ctx: *mut xdp_md, at: u64) -> u64 {
+    opaque(nat::next_option(&XdpFrame::new(&XdpContext::new(ctx)), at) as usize) as u64
+}
+
+/// What `carry` answers for the interface where the frame came in; another's index is shifted.
+const TRANSMIT: u64 = 0;
+const INTERFACE_SHIFT: u32 = 32;
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn carry(ctx: *mut xdp_md, hash: u64, flow: u64, layout: u64) -> u64 {
+    let mut frame = XdpFrame::new(&XdpContext::new(ctx));
+    to_word(nat::carry(&mut frame, &Kernel, Carry { hash, flow, layout }).map(|action| {
+        match action {
+            Action::Redirect(interface) => u64::from(interface) << INTERFACE_SHIFT,
+            _ => TRANSMIT,
+        }
+    }))
 }
 
 #[unsafe(no_mangle)]
@@ -73,14 +192,14 @@ extern "C" fn deliver(ctx: *mut xdp_md, l3: u16, is_ipv6: bool) -> u64 {
     u64::from(probe::deliver(&mut frame, l3, family, &Kernel).unwrap_or(0))
 }
 
-/// Set in a word that holds a reason.
+/// Set in a word that holds a reason, and in no other.
 const ERROR: u64 = 1 << 16;
 
 /// As a function returns it to whom the verifier believes nothing of it.
 #[inline(always)]
-fn to_word(result: Result<u16, Reason>) -> u64 {
+fn to_word(result: Result<u64, Reason>) -> u64 {
     let word = match result {
-        Ok(index) => u64::from(index),
+        Ok(number) => number,
         Err(reason) => ERROR | reason as u64,
     };
     // Or LLVM would leave out the other side's comparisons.
@@ -88,9 +207,9 @@ fn to_word(result: Result<u16, Reason>) -> u64 {
 }
 
 #[inline(always)]
-fn from_word(word: u64) -> Result<u16, Reason> {
-    if word < ERROR {
-        Ok(word as u16)
+fn from_word(word: u64) -> Result<u64, Reason> {
+    if word & ERROR == 0 {
+        Ok(word)
     } else {
         Err(Reason::from_number(word & (ERROR - 1)).unwrap_or(Reason::NotReady))
     }

@@ -4,7 +4,9 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 
 use aya_ebpf::helpers::bpf_jiffies64;
 use lb_common::{
-    abi::{Backend, Egress, FlowRecord, ReasonCounts, Service, ServiceKey, Settings, capacity},
+    abi::{
+        Backend, Egress, FlowRecord, NatHop, ReasonCounts, Service, ServiceKey, Settings, capacity,
+    },
     address::Address,
     counters::{EVENTS, Event},
     flow::{GROUP, Words},
@@ -80,6 +82,11 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn filters_sources(&self) -> bool {
+        maps::VIP_FILTER.get(0).is_some_and(|filter| filter.sources != 0)
+    }
+
+    #[inline(always)]
     fn is_vip(&self, address: Address) -> bool {
         // SAFETY: only the pointer counts, the value is not read.
         unsafe { maps::VIPS.get(address) }.is_some()
@@ -95,13 +102,39 @@ impl Tables for Kernel {
         if let Some(place) = maps::FLOW_RECORDS.get_ptr_mut(index) {
             // SAFETY: the element is a `FlowRecord`; a reader in userspace may see a mixture
             // of two records, and lists one flow oddly.
-            unsafe { place.write(record) };
+            unsafe { place.write_volatile(record) };
         }
     }
 
     #[inline(always)]
-    fn flow_start(&self, index: u32) -> Option<u64> {
-        maps::FLOW_RECORDS.get(index).map(|record| record.start)
+    fn flow_record(&self, index: u32) -> Option<FlowRecord> {
+        // SAFETY: the element is a `FlowRecord`. Volatile, because who reads it looks at the flow's
+        // word before and after.
+        maps::FLOW_RECORDS.get_ptr(index).map(|record| unsafe { record.read_volatile() })
+    }
+
+    #[inline(always)]
+    fn record_hop(&self, index: u32, hop: NatHop) {
+        if let Some(place) = maps::NAT_HOPS.get_ptr_mut(index) {
+            // SAFETY: the element is a `NatHop`.
+            unsafe { place.write(hop) };
+        }
+    }
+
+    #[inline(always)]
+    fn hop(&self, index: u32) -> Option<NatHop> {
+        maps::NAT_HOPS.get(index).copied()
+    }
+
+    #[inline(always)]
+    fn nat_address(&self, index: u16) -> Option<Address> {
+        maps::NAT_ADDRESSES.get(u32::from(index)).copied()
+    }
+
+    #[inline(always)]
+    fn is_nat_end(&self, key: &ServiceKey) -> bool {
+        // SAFETY: only the pointer counts, the value is not read.
+        unsafe { maps::NAT_ENDS.get(key) }.is_some()
     }
 
     #[inline(always)]
@@ -159,6 +192,18 @@ impl Tables for Kernel {
             let traffic = unsafe { &mut (*chunk)[backend % per_chunk] };
             traffic.packets += 1;
             traffic.bytes += bytes;
+        }
+    }
+
+    #[inline(always)]
+    fn count_return(&self, backend: u16, bytes: u64) {
+        let backend = usize::from(backend);
+        let per_chunk = capacity::COUNTERS_PER_CHUNK;
+        if let Some(chunk) = maps::TRAFFIC.get_ptr_mut((backend / per_chunk) as u32) {
+            // SAFETY: as above.
+            let traffic = unsafe { &mut (*chunk)[backend % per_chunk] };
+            traffic.return_packets += 1;
+            traffic.return_bytes += bytes;
         }
     }
 

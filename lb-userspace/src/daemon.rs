@@ -84,6 +84,7 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
 
     let observed = start(&instance, restored, &interfaces, &snapshots).await?;
     let mut probing = Probing::start(&instance, &observed).await;
+    block_in_place(|| observed.lock().look_for_troubles());
     note(&observed, EventKind::Daemon, format!("forwarding, sluice {}", api::VERSION));
     if observed.lock().datapath.is_outdated() {
         let observed = observed.clone();
@@ -149,7 +150,13 @@ async fn start(
             (datapath, Some(image))
         }
         None => {
-            let dataplane = restored.intent.desired().dataplane;
+            let desired = restored.intent.desired();
+            if desired.replaces_clients()
+                && let Ok(Some(clash)) = network::port_clash(desired.dataplane.nat_ports)
+            {
+                return Err(clash.into());
+            }
+            let dataplane = desired.dataplane;
             let seed = match &dataplane.hash_seed {
                 Some(text) => Seed::from_text(text),
                 None => Seed::kept(&instance.state())?,
@@ -162,6 +169,7 @@ async fn start(
         State::new(instance.clone(), restored, datapath, image.unwrap_or_else(Image::default));
     state.next_hops = snapshots.borrow().clone();
     state.notes.extend(ignored_settings(&state));
+    state.notes.extend(doubtful_ports(&state));
     for note in &state.notes {
         tracing::warn!("{note}");
     }
@@ -177,8 +185,7 @@ async fn start(
 }
 
 async fn bring_up(state: &mut State, interfaces: &[Interface]) -> Result<()> {
-    let vips_before: BTreeSet<IpAddr> =
-        state.image.services.values().map(|image| image.service.key.address.into()).collect();
+    let owned = state.image.vips.clone();
     block_in_place(|| {
         state.set_idle()?;
         state.reconcile()
@@ -189,8 +196,8 @@ async fn bring_up(state: &mut State, interfaces: &[Interface]) -> Result<()> {
         state.datapath.attach(&network::interface(&interface.name).await?, mode)?;
     }
     state.datapath.detach_others(&state.desired.dataplane.interfaces)?;
-    let wanted = own_vips(&state.desired).await?;
-    network::remove_vips(&vips_before.difference(&wanted).copied().collect()).await?;
+    let wanted = own_addresses(&state.desired).await?;
+    disown(&owned, wanted, &needed(state)).await?;
     state.interfaces = see_interfaces(&state.desired.dataplane.interfaces).await;
     block_in_place(|| {
         state.keep();
@@ -205,20 +212,35 @@ async fn give_up(state: &State) {
     }
 }
 
-/// The addresses that this host shall own.
-fn vips(desired: &Desired) -> BTreeSet<IpAddr> {
-    let services = desired.services.iter().filter(|_| desired.dataplane.own_vips);
-    services.map(|service| service.vip.ip()).collect()
-}
-
-/// Makes this host own the VIPs, so that its kernel answers ARP, ND and ping for them.
-async fn own_vips(desired: &Desired) -> Result<BTreeSet<IpAddr>> {
-    let wanted = vips(desired);
+/// Makes this host own the VIPs and the NAT addresses, so that its kernel answers ARP, ND and ping
+/// for them.
+async fn own_addresses(desired: &Desired) -> Result<BTreeSet<IpAddr>> {
+    let wanted = desired.own_addresses();
     let added = network::own_vips(&wanted, &desired.dataplane.interfaces).await?;
-    for vip in &added {
-        tracing::info!(%vip, "VIP added to this host");
+    for address in &added {
+        tracing::info!(%address, "VIP or NAT address added to this host");
     }
     Ok(wanted)
+}
+
+/// Addresses that stay on this host though they may not be wanted any more: the maps have them, so
+/// flows may need them.
+fn needed(state: &State) -> BTreeSet<IpAddr> {
+    if state.desired.dataplane.own_vips { state.image.vips.clone() } else { BTreeSet::new() }
+}
+
+/// Takes those of `owned` off this host that are neither wanted nor needed. Returns those that are
+/// ours from now on.
+async fn disown(
+    owned: &BTreeSet<IpAddr>,
+    wanted: BTreeSet<IpAddr>,
+    needed: &BTreeSet<IpAddr>,
+) -> Result<BTreeSet<IpAddr>, network::Error> {
+    let (staying, gone) = owned
+        .difference(&wanted)
+        .partition::<BTreeSet<IpAddr>, _>(|address| needed.contains(address));
+    network::remove_vips(&gone).await?;
+    Ok(&wanted | &staying)
 }
 
 /// What the config says but an adopted instance can't take up.
@@ -229,6 +251,12 @@ fn ignored_settings(state: &State) -> Vec<String> {
         notes.push(format!(
             "flow_capacity stays {} until `sluice detach`: the running flow table has that size",
             state.datapath.flow_capacity()
+        ));
+    }
+    if dataplane.nat_ports != state.nat_ports() {
+        notes.push(format!(
+            "nat_ports stays {} until `sluice detach`: the running flows have their ports from there",
+            state.nat_ports()
         ));
     }
     if dataplane
@@ -242,6 +270,18 @@ fn ignored_settings(state: &State) -> Vec<String> {
         );
     }
     notes
+}
+
+/// Why NAT may not have its ports alone. An instance that runs goes on all the same: to refuse the
+/// daemon would mend nothing.
+fn doubtful_ports(state: &State) -> Option<String> {
+    if !state.desired.replaces_clients() {
+        return None;
+    }
+    match network::port_clash(state.nat_ports()) {
+        Ok(clash) => clash.map(|clash| clash.to_string()),
+        Err(error) => Some(format!("{error}; so nat_ports may not be NAT's alone")),
+    }
 }
 
 fn addresses(desired: &Desired) -> BTreeSet<IpAddr> {
@@ -272,7 +312,10 @@ async fn watch_over(
     let mut pulses = interval(PULSE);
     pulses.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut pulse = 0u32;
-    let mut owned = vips(&observed.lock().desired);
+    let mut owned = {
+        let state = observed.lock();
+        &state.desired.own_addresses() | &needed(&state)
+    };
     loop {
         tokio::select! {
             _ = terminate.recv() => return Ok(()),
@@ -354,10 +397,13 @@ async fn follow(observed: &Observed, next_hops: &NextHops, owned: &mut BTreeSet<
 }
 
 /// Looks at the interfaces: one without a program gets ours, be it new in the config, made anew,
-/// or stripped by somebody. And puts the VIPs on this host: an interface that was taken down has
-/// lost its IPv6 addresses.
+/// or stripped by somebody. And puts the VIPs and NAT addresses on this host: an interface that was
+/// taken down has lost its IPv6 addresses.
 async fn look_around(observed: &Observed, owned: &mut BTreeSet<IpAddr>) {
-    let desired = observed.lock().desired.clone();
+    let (desired, needed) = {
+        let state = observed.lock();
+        (state.desired.clone(), needed(&state))
+    };
     let names = &desired.dataplane.interfaces;
     let interfaces = see_interfaces(names).await;
     observed.lock().interfaces = interfaces;
@@ -365,14 +411,11 @@ async fn look_around(observed: &Observed, owned: &mut BTreeSet<IpAddr>) {
         let interfaces = see_interfaces(names).await;
         observed.lock().interfaces = interfaces;
     }
-    match own_vips(&desired).await {
-        Ok(wanted) => {
-            let gone: BTreeSet<IpAddr> = owned.difference(&wanted).copied().collect();
-            match network::remove_vips(&gone).await {
-                Ok(_) => *owned = wanted,
-                Err(error) => tracing::warn!("can't take VIPs off this host: {error:#}"),
-            }
-        }
+    match own_addresses(&desired).await {
+        Ok(wanted) => match disown(owned, wanted, &needed).await {
+            Ok(ours) => *owned = ours,
+            Err(error) => tracing::warn!("can't take VIPs off this host: {error:#}"),
+        },
         Err(error) => tracing::warn!("can't put the VIPs on this host: {error:#}"),
     }
 }
@@ -407,6 +450,7 @@ fn beat(observed: &Observed, pulse: u32) {
         if state.reconcile_error.is_some() || state.has_orphans() {
             state.try_reconcile();
         }
+        state.look_for_troubles();
     }
 }
 

@@ -1,9 +1,11 @@
-//! What monitoring reads, over TCP and without authentication: `/metrics`, `/livez`, `/readyz`.
+//! What monitoring reads, over TCP and without authentication: `/metrics`, `/livez`, `/readyz`, and
+//! the status page with its `/status.json`.
 //!
 //! Nothing here changes anything, and no client's address is told.
 
 mod handshakes;
 mod health;
+mod page;
 
 use std::{io, net::SocketAddr, sync::Arc};
 
@@ -49,20 +51,12 @@ pub async fn serve(
 
 fn pages(control: Arc<dyn Control>) -> Router {
     Router::new()
-        .route("/", get(root))
+        .route("/", get(page::page))
+        .route("/status.json", get(page::status))
         .route("/livez", get(livez))
         .route("/readyz", get(readyz))
         .route("/metrics", get(metrics))
         .with_state(Calls::new(control))
-}
-
-async fn root() -> &'static str {
-    concat!(
-        "sluice ",
-        env!("CARGO_PKG_VERSION"),
-        "\n\n/metrics  for Prometheus\n/livez    200: the daemon runs\n\
-         /readyz   200: attached and forwarding\n\nMore: `sluice status`\n"
-    )
 }
 
 async fn livez() -> &'static str {
@@ -324,7 +318,8 @@ mod tests {
             "not forwarding\nbackend web/web-2: 10.0.0.12 does not answer ARP on eth0\n"
         );
         assert_eq!(get(address, "/livez").await, ("HTTP/1.1 200 OK".into(), "ok\n".into()));
-        assert!(get(address, "/").await.1.starts_with("sluice "));
+        assert!(get(address, "/").await.1.starts_with("<!doctype html>"));
+        assert!(get(address, "/status.json").await.1.starts_with("{\"instance\":\"default\""));
         assert_eq!(get(address, "/nope").await.0, "HTTP/1.1 404 Not Found");
     }
 

@@ -4,6 +4,7 @@
 //! need not ask again whether it is valid.
 
 use std::{
+    collections::BTreeSet,
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
@@ -13,9 +14,11 @@ use lb_common::{abi::ServiceKey, address::Address, forward::Forwarding, service:
 pub use self::check::{
     BODY_BYTES, CheckKind, GrpcCheck, HealthCheck, HttpCheck, Method, StatusRange, TlsCheck, Via,
 };
+pub use self::nat::{ClientAddress, MAX_NAT_ADDRESSES, PortClash, PortRange};
 use crate::drain::Admin;
 
 mod check;
+mod nat;
 
 /// Everything one instance is asked to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -39,11 +42,14 @@ pub struct Dataplane {
     pub flow_capacity: u32,
     /// Shared between balancers of one VIP, so that both choose the same backend.
     pub hash_seed: Option<String>,
-    /// Put each VIP on the loopback interface, so that the kernel answers ARP, ND and ping.
+    /// Put each VIP and each named NAT address on the loopback interface, so that the kernel
+    /// answers ARP, ND and ping.
     pub own_vips: bool,
     /// Prefixes from which outer source addresses of tunnels are taken, hashed by flow; at
     /// most one per family. Without one: the egress interface's own address.
     pub tunnel_sources: Vec<ipnet::IpNet>,
+    /// Source ports that are NAT's alone, within [`PortRange::USABLE`].
+    pub nat_ports: PortRange,
     /// The longest time-out of any service, state by state: what the flow table's clock is made
     /// for when the instance is created.
     pub longest_idle: IdleTimeouts,
@@ -70,6 +76,8 @@ pub struct Service {
     pub vip: SocketAddr,
     /// How frames reach the backends.
     pub forwarding: Forwarding,
+    /// What its backends see as their client's address; the default where it is not NAT.
+    pub client_address: ClientAddress,
     /// What of a flow chooses its backend.
     pub affinity: Affinity,
     /// Slots of the Maglev table; a prime.
@@ -146,6 +154,16 @@ impl Default for IdleTimeouts {
 }
 
 impl IdleTimeouts {
+    /// Those of a service that names none. Where frames are translated, a flow that is forgotten is
+    /// a connection that breaks: a half-closed one may then be silent for longer.
+    pub fn of(forwarding: Forwarding) -> Self {
+        let default = Self::default();
+        match forwarding {
+            Forwarding::Nat => Self { closing: Duration::from_secs(60), ..default },
+            Forwarding::L2 | Forwarding::Ipip => default,
+        }
+    }
+
     /// The longer of both, state by state.
     pub fn max(self, other: Self) -> Self {
         Self {
@@ -193,6 +211,18 @@ impl Desired {
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.iter().find(|service| service.name == name && !service.leaving)
     }
+
+    /// The addresses that this host shall own: every VIP and every NAT address that is named,
+    /// those of services that are leaving too. None if the operator sees to that.
+    pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
+        let services = self.services.iter().filter(|_| self.dataplane.own_vips);
+        services
+            .flat_map(|service| {
+                let named = service.client_address.named().iter().copied();
+                named.chain([service.vip.ip()])
+            })
+            .collect()
+    }
 }
 
 /// A backend's identity in the kernel's maps: whose it is, its address and port.
@@ -233,6 +263,7 @@ pub(crate) mod sample {
             name: name.to_owned(),
             vip: "203.0.113.10:80".parse().expect("a VIP"),
             forwarding: Forwarding::L2,
+            client_address: ClientAddress::default(),
             affinity: Affinity::None,
             slots: 251,
             drain_deadline: Duration::from_secs(300),

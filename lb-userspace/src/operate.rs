@@ -20,6 +20,7 @@ use crate::{
     intent::{Declared, Intent, Refusal, Take, diff},
     journal::Entry,
     model::{Backend, Desired, Identity, Service},
+    network,
     observe::State,
 };
 
@@ -35,7 +36,8 @@ impl State {
     ) -> Result<api::Changed, Refusal> {
         let condition = |service: &Service, backend: &Backend| self.condition(service, backend);
         let next = self.intent.change(transaction, condition, Moment::now())?;
-        Ok(self.take(next, peer, Vec::new()))
+        let warnings = self.guard_ports(&next.desired())?;
+        Ok(self.take(next, peer, warnings))
     }
 
     /// Takes up a file.
@@ -47,7 +49,9 @@ impl State {
         if !file.force {
             self.intent.guard(&next, |service, backend| self.condition(service, backend))?;
         }
-        warnings.extend(self.only_at_a_start(&next.desired()));
+        let after = next.desired();
+        warnings.extend(self.guard_ports(&after)?);
+        warnings.extend(self.only_at_a_start(&after));
         Ok(self.take(next, peer, warnings))
     }
 
@@ -58,9 +62,18 @@ impl State {
     /// If it is not valid.
     pub fn begin_plan(&self, file: &api::ConfigFile) -> Result<Planning, Refusal> {
         let (next, mut warnings) = self.declared(file)?;
-        let guarded = self.intent.guard(&next, |service, backend| self.condition(service, backend));
-        let refused = guarded.err().map(|refusal| refusal.to_string());
         let after = next.desired();
+        let guarded = self
+            .intent
+            .guard(&next, |service, backend| self.condition(service, backend))
+            .and_then(|()| self.guard_ports(&after));
+        let refused = match guarded {
+            Ok(more) => {
+                warnings.extend(more);
+                None
+            }
+            Err(refusal) => Some(refusal.to_string()),
+        };
         warnings.extend(self.only_at_a_start(&after));
         Ok(Planning {
             before: self.desired.clone(),
@@ -96,6 +109,19 @@ impl State {
         Ok((next, warnings))
     }
 
+    /// Refuses that NAT begins while the host's own sockets use its ports too. Where it has begun
+    /// nothing is refused: who drains a backend can't mend that, and `sluice doctor` tells it.
+    fn guard_ports(&self, after: &Desired) -> Result<Vec<String>, Refusal> {
+        if self.desired.replaces_clients() || !after.replaces_clients() {
+            return Ok(Vec::new());
+        }
+        match network::port_clash(self.nat_ports()) {
+            Ok(None) => Ok(Vec::new()),
+            Ok(Some(clash)) => Err(Refusal::Ports(clash)),
+            Err(error) => Ok(vec![format!("{error}; so nat_ports may not be NAT's alone")]),
+        }
+    }
+
     /// What of a file takes effect only when the instance starts anew.
     fn only_at_a_start(&self, after: &Desired) -> Vec<String> {
         let (now, then) = (&self.desired, after);
@@ -104,6 +130,12 @@ impl State {
             warnings.push(format!(
                 "flow_capacity stays {} until `sluice detach` and a new start",
                 self.datapath.flow_capacity()
+            ));
+        }
+        if then.dataplane.nat_ports != self.nat_ports() {
+            warnings.push(format!(
+                "nat_ports stays {} until `sluice detach` and a new start",
+                self.nat_ports()
             ));
         }
         if then.dataplane.hash_seed != now.dataplane.hash_seed {

@@ -16,8 +16,8 @@ use std::{
 
 use lb_common::{
     abi::{
-        Backend, Egress, FlowRecord, SELF_TEST_INTERFACE, SELF_TEST_PORT, Service, ServiceKey,
-        Settings,
+        Backend, Egress, FlowRecord, NatHop, SELF_TEST_INTERFACE, SELF_TEST_PORT, Service,
+        ServiceKey, Settings,
     },
     address::Address,
     counters::Event,
@@ -159,8 +159,12 @@ impl Tables for Wanted<'_> {
     }
 
     fn filter_word(&self, index: usize) -> u64 {
-        let words = self.image.filter.as_deref().unwrap_or_default();
-        words.get(index).copied().unwrap_or(0)
+        let filter = self.image.filter.as_ref();
+        filter.and_then(|filter| filter.words.get(index)).copied().unwrap_or(0)
+    }
+
+    fn filters_sources(&self) -> bool {
+        self.image.filter.as_ref().is_some_and(|filter| filter.sources)
     }
 
     fn is_vip(&self, address: Address) -> bool {
@@ -173,8 +177,22 @@ impl Tables for Wanted<'_> {
 
     fn record_flow(&self, _index: u32, _record: FlowRecord) {}
 
-    fn flow_start(&self, _index: u32) -> Option<u64> {
+    fn flow_record(&self, _index: u32) -> Option<FlowRecord> {
         None
+    }
+
+    fn record_hop(&self, _index: u32, _hop: NatHop) {}
+
+    fn hop(&self, _index: u32) -> Option<NatHop> {
+        None
+    }
+
+    fn nat_address(&self, index: u16) -> Option<Address> {
+        self.image.nat_addresses.get(&index).map(|address| Address::from(*address))
+    }
+
+    fn is_nat_end(&self, _key: &ServiceKey) -> bool {
+        false
     }
 
     fn service_index(&self, key: &ServiceKey) -> Option<u16> {
@@ -206,6 +224,8 @@ impl Tables for Wanted<'_> {
     }
 
     fn count_traffic(&self, _backend: u16, _bytes: u64) {}
+
+    fn count_return(&self, _backend: u16, _bytes: u64) {}
 
     fn count_event(&self, _backend: u16, _event: Event) {}
 

@@ -17,9 +17,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, Egress, EventsChunk, FlowRecord, HandshakeTimes, ProbeLine, ReasonCounts,
+        Backend, Egress, EventsChunk, FlowRecord, HandshakeTimes, NatHop, ProbeLine, ReasonCounts,
         SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine, Traffic, TrafficChunk, VipFilter,
-        capacity::{PROBES_PER_LINE, SLOTS_PER_LINE},
+        capacity::{COUNTERS_PER_CHUNK, PROBES_PER_LINE, SLOTS_PER_LINE},
         map,
     },
     address::Address,
@@ -114,6 +114,9 @@ pub const LONGEST: usize = 3000;
 /// The interface of test runs that name none: loopback, always the first.
 const LOOPBACK: u32 = 1;
 
+/// Parts of the counters that the backends of a test lie in.
+const CHUNKS: u32 = 2;
+
 /// Program and maps.
 pub struct Kernel {
     object: Ebpf,
@@ -130,6 +133,9 @@ pub struct Kernel {
     reasons: PerCpuArray<MapData, Raw<ReasonCounts>>,
     probes: Array<MapData, Raw<ProbeLine>>,
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
+    nat_addresses: Array<MapData, Raw<Address>>,
+    nat_ends: HashMap<MapData, Raw<ServiceKey>, u32>,
+    hops: Array<MapData, Raw<NatHop>>,
     flows: Mapping,
     records: Mapping,
     /// What stands in `SLOTS`: each write there waits until no CPU reads the old table
@@ -156,6 +162,7 @@ impl Kernel {
         let mut object = EbpfLoader::new()
             .map_max_entries(map::FLOWS, (flows / GROUP) as u32)
             .map_max_entries(map::FLOW_RECORDS, flows as u32)
+            .map_max_entries(map::NAT_HOPS, flows as u32)
             .load(OBJECT)
             .context("load the object")?;
         for name in Program::ALL.map(Program::name) {
@@ -191,6 +198,9 @@ impl Kernel {
             reasons: take!(map::REASONS),
             probes: take!(map::PROBES),
             probe_sources: take!(map::PROBE_SOURCES),
+            nat_addresses: take!(map::NAT_ADDRESSES),
+            nat_ends: take!(map::NAT_ENDS),
+            hops: take!(map::NAT_HOPS),
             flows: Mapping::writable(words.map().fd().as_fd(), flows * 8).context("map FLOWS")?,
             records: Mapping::readable(records.map().fd().as_fd(), record_bytes)
                 .context("map FLOW_RECORDS")?,
@@ -242,6 +252,13 @@ impl Kernel {
         for source in &tables.probe_sources {
             self.probe_sources.insert(Raw(*source), 0, 0).context("write PROBE_SOURCES")?;
         }
+        for key in self.nat_ends.keys().collect::<Result<Vec<_>, _>>()? {
+            self.nat_ends.remove(&key)?;
+        }
+        for end in &tables.nat_ends {
+            self.nat_ends.insert(Raw(*end), 0, 0).context("write NAT_ENDS")?;
+        }
+        set_all(&mut self.nat_addresses, &tables.nat_addresses).context("write NAT_ADDRESSES")?;
         set_all(&mut self.backends, &tables.backends).context("write BACKENDS")?;
         set_all(&mut self.egresses, &tables.egresses).context("write EGRESSES")?;
         for (ours, theirs) in self.flows.words().iter().zip(tables.flow_words()) {
@@ -357,6 +374,14 @@ impl Kernel {
         FlowRecord::read_from_bytes(&bytes).unwrap_or_default()
     }
 
+    /// Where the packets of the return entry in this word go.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn hop(&self, index: u32) -> Result<NatHop> {
+        Ok(self.hops.get(&index, 0).context("read NAT_HOPS")?.0)
+    }
+
     /// What was counted since the last call.
     ///
     /// # Errors
@@ -372,6 +397,8 @@ impl Kernel {
             let before = before.traffic.get(backend).copied().unwrap_or_default();
             traffic.packets -= before.packets;
             traffic.bytes -= before.bytes;
+            traffic.return_packets -= before.return_packets;
+            traffic.return_bytes -= before.return_bytes;
         }
         for (event, count) in &mut counted.events {
             *count -= before.events.get(event).unwrap_or(&0);
@@ -399,24 +426,28 @@ impl Kernel {
             }
         }
         // A test has a few backends.
-        let chunk = 0;
-        for Raw(row) in self.traffic.get(&chunk, 0).context("read TRAFFIC")?.iter() {
-            for (backend, traffic) in (0..).zip(row) {
-                let sum = counted.traffic.entry(backend).or_default();
-                sum.packets += traffic.packets;
-                sum.bytes += traffic.bytes;
-            }
-        }
-        for Raw(row) in self.events.get(&chunk, 0).context("read EVENTS")?.iter() {
-            for (backend, events) in (0..).zip(row) {
-                for event in Event::ALL {
-                    let sum = counted.events.entry((backend, event.name())).or_default();
-                    *sum += events.counts[event as usize];
+        for chunk in 0..CHUNKS {
+            let first = (chunk as usize * COUNTERS_PER_CHUNK) as u16;
+            for Raw(row) in self.traffic.get(&chunk, 0).context("read TRAFFIC")?.iter() {
+                for (backend, traffic) in (first..).zip(row) {
+                    let sum = counted.traffic.entry(backend).or_default();
+                    sum.packets += traffic.packets;
+                    sum.bytes += traffic.bytes;
+                    sum.return_packets += traffic.return_packets;
+                    sum.return_bytes += traffic.return_bytes;
                 }
-                let sum = counted.handshakes.entry(backend).or_default();
-                sum.jiffies += events.handshakes.jiffies;
-                for (sum, count) in sum.buckets.iter_mut().zip(events.handshakes.buckets) {
-                    *sum += count;
+            }
+            for Raw(row) in self.events.get(&chunk, 0).context("read EVENTS")?.iter() {
+                for (backend, events) in (first..).zip(row) {
+                    for event in Event::ALL {
+                        let sum = counted.events.entry((backend, event.name())).or_default();
+                        *sum += events.counts[event as usize];
+                    }
+                    let sum = counted.handshakes.entry(backend).or_default();
+                    sum.jiffies += events.handshakes.jiffies;
+                    for (sum, count) in sum.buckets.iter_mut().zip(events.handshakes.buckets) {
+                        *sum += count;
+                    }
                 }
             }
         }

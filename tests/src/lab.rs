@@ -23,6 +23,7 @@
 //! network namespace alone.
 
 mod agent;
+mod browser;
 pub mod builds;
 mod client;
 mod conversation;
@@ -39,6 +40,7 @@ mod process;
 mod raw;
 mod sluice;
 mod stream;
+mod terminal;
 mod trunk;
 mod wait;
 
@@ -56,6 +58,7 @@ use tempfile::TempDir;
 
 pub use self::{
     agent::Agent,
+    browser::{Seen, View},
     client::{Answer, Failure, fetch},
     conversation::{Conversations, EchoServer, Report},
     health::HealthServer,
@@ -69,6 +72,7 @@ pub use self::{
     raw::{RawSocket, Received},
     sluice::{Sluice, dataplane, service, service_with, sluice_binary},
     stream::{BrokenStream, StreamPlan, StreamServer, Streams},
+    terminal::Terminal,
     wait::{DEADLINE, until},
 };
 use self::{host::Wire, trunk::Trunk};

@@ -120,6 +120,10 @@ fn compare(tables: &HostTables, kernel: &mut Kernel, number: usize) -> Counted {
         kernel.start = host.start;
         assert_eq!(host, kernel, "before frame {number}: the record of word {index}");
     }
+    for (index, host) in tables.hops() {
+        let kernel = kernel.hop(index).unwrap();
+        assert_eq!(host, kernel, "before frame {number}: the hop of word {index}");
+    }
     let (host, kernel) =
         (tables.take_counted().timeless(), kernel.take_counted().unwrap().timeless());
     // Part by part: all of it is hundreds of lines.
@@ -135,7 +139,7 @@ fn add(sum: &mut Counted, counted: Counted) {
         *sum.reasons.entry(reason).or_default() += count;
     }
     for (backend, traffic) in counted.traffic {
-        sum.traffic.entry(backend).or_default().packets += traffic.packets;
+        sum.traffic.entry(backend).or_default().packets += traffic.packets + traffic.return_packets;
     }
     for (event, count) in counted.events {
         *sum.events.entry(event).or_default() += count;

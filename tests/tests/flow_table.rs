@@ -53,7 +53,7 @@ impl Flood {
 
     fn segment(&mut self, flow: u64) -> Segment {
         let frame = HostFrame::new(self.frame(flow, ACK));
-        parse::segment(&frame, |_| true).unwrap()
+        parse::segment(&frame, |_, _| true).unwrap()
     }
 }
 

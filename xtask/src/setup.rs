@@ -21,14 +21,16 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// What tests, demo and bench start, and the Debian package that it is in.
-const PROGRAMS: [(&str, &str); 7] = [
+const PROGRAMS: [(&str, &str); 9] = [
     ("bpftool", "bpftool"),
+    ("chromium-headless-shell", "chromium-headless-shell"),
     ("curl", "curl"),
     ("ethtool", "ethtool"),
     ("ip", "iproute2"),
     ("nginx", "nginx"),
     ("ping", "iputils-ping"),
     ("tcpdump", "tcpdump"),
+    ("tmux", "tmux"),
 ];
 
 /// What a command needs the set-up for: building should not wait for the tools of `check`.

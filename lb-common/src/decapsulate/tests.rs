@@ -179,7 +179,7 @@ proptest! {
     ) {
         let mut original = frame(tags, ethertype(family), &packet);
         original.bytes.extend(std::iter::repeat_n(0xee, padding));
-        let segment = parse::segment(&original, |_| true).expect("a whole segment");
+        let segment = parse::segment(&original, |_, _| true).expect("a whole segment");
         let address = if to_v6 { Address::v6(BACKEND6) } else { Address::v4(BACKEND4) };
         let backend = Backend { address, ..Backend::default() };
         let egress = Egress {

@@ -31,7 +31,7 @@ fn every_transition_is_as_written_here() {
     // Ticks of silence: 0; 1; the last before, and the first at which a SYN is believed; the
     // last before, and the first after the state's time-out.
     const REUSE: u8 = 4;
-    let table: [(State, u8, [&str; 4]); 22] = [
+    let table: [(State, u8, [&str; 4]); 28] = [
         //                       SYN          ACK          FIN        RST
         (State::Embryonic, 0, ["embryonic", "young", "closing", "reset"]),
         (State::Embryonic, 1, ["embryonic", "young", "closing", "reset"]),
@@ -55,6 +55,12 @@ fn every_transition_is_as_written_here() {
         (State::Reset, 0, ["new", "young", "closing", "reset"]),
         (State::Reset, 3, ["new", "young", "closing", "reset"]),
         (State::Reset, 4, ["new", "new", "new", "new"]),
+        (State::Answered, 0, ["answered", "answered", "closing", "reset"]),
+        (State::Answered, 16, ["answered", "answered", "closing", "reset"]),
+        (State::Answered, 17, ["new", "new", "new", "new"]),
+        (State::TimeWait, 0, ["new", "time_wait", "time_wait", "reset"]),
+        (State::TimeWait, 16, ["new", "time_wait", "time_wait", "reset"]),
+        (State::TimeWait, 17, ["new", "new", "new", "new"]),
     ];
     let kinds = [Kind::Syn, Kind::Ack, Kind::Fin, Kind::Rst];
     let settings = settings();
@@ -86,7 +92,7 @@ fn every_transition_is_as_written_here() {
 
 #[test]
 fn a_free_word_binds_nothing() {
-    for word in [0, hash(9, false), 6, 7, hash(9, true) | 7] {
+    for word in [0, hash(9, false), hash(9, true)] {
         let entry = Entry(word);
         assert_eq!(entry.state(), State::Free);
         for kind in [Kind::Syn, Kind::Ack, Kind::Fin, Kind::Rst] {
@@ -121,12 +127,16 @@ fn the_most_final_flag_names_a_segment() {
 #[test]
 fn a_word_is_laid_out_as_documented() {
     let entry = Entry::new(!0, 0, 0, State::Free);
-    assert_eq!(entry.0, 0xffff_ffff_f800_0000);
+    assert_eq!(entry.0, 0xffff_ffff_f000_0000);
+    assert_eq!(Entry::new(0, 0, 0, State::Free).of_return().0, 0x0800_0000);
     assert_eq!(Entry::new(0, 0xffff, 0, State::Free).0, 0x07ff_f800);
     assert_eq!(Entry::new(0, 0, 0xff, State::Free).0, 0x7f8);
     assert_eq!(Entry::new(0, 0, 0, State::Reset).0, 5);
     let entry = Entry::new(0x0123_4567_89ab_cdef, 0xbeef, 0x5a, State::Old);
-    assert_eq!(entry.0, 0x0123_4567_88ab_cdef & !0x7ff_ffff | 0xbeef << 11 | 0x5a << 3 | 3);
+    assert_eq!(entry.0, 0x0123_4567_8000_0000 | 0xbeef << 11 | 0x5a << 3 | 3);
+    let of_return = entry.of_return();
+    assert!(of_return.is_return() && !entry.is_return() && !entry.is_same(of_return));
+    assert!(of_return.with(7, State::Closing).is_return() && of_return.moved_to(9).is_return());
 }
 
 #[test]
@@ -176,7 +186,9 @@ prop_assert!(entry.is_marked(hash));
         } else {
             let expected = match entry.state() {
                 State::Free => CLASS_FREE,
-                State::Embryonic | State::Reset => CLASS_EMBRYONIC,
+                State::Embryonic | State::Answered | State::Reset | State::TimeWait => {
+                    CLASS_EMBRYONIC
+                }
                 State::Closing => 2,
                 State::Young => CLASS_YOUNG,
                 State::Old => 0,

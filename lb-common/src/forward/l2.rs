@@ -1,15 +1,26 @@
 //! Direct routing: new MAC addresses, everything behind them untouched.
 
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::{frame::Frame, wire::Macs};
 
 /// Both addresses as words: arrays of six bytes would be written byte by byte.
-#[derive(Clone, Copy, IntoBytes, Immutable)]
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
 #[repr(C, packed)]
 pub(crate) struct Words {
-    first: u64,
-    second: u32,
+    pub(crate) first: u64,
+    pub(crate) second: u32,
+}
+
+impl Words {
+    /// Back to where the frame came from.
+    #[inline(always)]
+    pub(crate) const fn turned(self) -> Self {
+        const { assert!(cfg!(target_endian = "little")) };
+        let destination = self.first << 16 >> 16;
+        let source = self.first >> 48 | (self.second as u64) << 16;
+        Self { first: source | destination << 48, second: (destination >> 16) as u32 }
+    }
 }
 
 impl From<Macs> for Words {
@@ -35,6 +46,13 @@ pub fn rewrite<F: Frame>(frame: &mut F, macs: Macs) -> Option<()> {
 mod tests {
     use super::*;
     use crate::host::corpus;
+
+    #[test]
+    fn what_is_turned_goes_back() {
+        let macs = Macs { destination: [1, 2, 3, 4, 5, 6], source: [7, 8, 9, 10, 11, 12] };
+        let back = Words::from(macs).turned();
+        assert_eq!(back.as_bytes(), [7, 8, 9, 10, 11, 12, 1, 2, 3, 4, 5, 6]);
+    }
 
     #[test]
     fn the_addresses_change_and_nothing_else() {

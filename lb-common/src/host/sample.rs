@@ -8,7 +8,7 @@ use std::{vec, vec::Vec};
 
 use super::{HostTables, Random};
 use crate::{
-    abi::{Backend, Egress, NextHop, Service, ServiceKey},
+    abi::{Backend, Egress, KEEP_CLIENT, NextHop, Service, ServiceKey},
     address::Address,
     forward::Forwarding,
     frame::HostFrame,
@@ -65,11 +65,17 @@ pub enum Purpose {
     Unresolved,
     /// No backend takes new flows.
     Empty,
+    /// Translated; the backends see an address of ours, and have a port of their own.
+    Nat,
+    /// The same, with two addresses of the service's own.
+    NatAddresses,
+    /// Translated; the backends see their clients' addresses.
+    NatKeep,
 }
 
 impl Purpose {
     /// All of them.
-    pub const ALL: [Self; 9] = [
+    pub const ALL: [Self; 12] = [
         Self::L2,
         Self::InIpv4,
         Self::InIpv6,
@@ -79,14 +85,29 @@ impl Purpose {
         Self::Elsewhere,
         Self::Unresolved,
         Self::Empty,
+        Self::Nat,
+        Self::NatAddresses,
+        Self::NatKeep,
     ];
+
+    /// What is translated.
+    pub const NAT: [Self; 3] = [Self::Nat, Self::NatAddresses, Self::NatKeep];
 
     const fn forwarding(self) -> Forwarding {
         match self {
             Self::InIpv4 | Self::InIpv6 | Self::SpreadIpv4 | Self::SpreadIpv6 => Forwarding::Ipip,
+            Self::Nat | Self::NatAddresses | Self::NatKeep => Forwarding::Nat,
             Self::L2 | Self::SourceIp | Self::Elsewhere | Self::Unresolved | Self::Empty => {
                 Forwarding::L2
             }
+        }
+    }
+
+    /// The backends' port.
+    pub const fn port(self) -> u16 {
+        match self.forwarding() {
+            Forwarding::Nat => 8080,
+            Forwarding::L2 | Forwarding::Ipip => 80,
         }
     }
 
@@ -95,17 +116,30 @@ impl Purpose {
         match self {
             Self::InIpv4 | Self::SpreadIpv4 => Family::Ipv4,
             Self::InIpv6 | Self::SpreadIpv6 => Family::Ipv6,
-            Self::L2 | Self::SourceIp | Self::Elsewhere | Self::Unresolved | Self::Empty => vip,
+            Self::L2
+            | Self::SourceIp
+            | Self::Elsewhere
+            | Self::Unresolved
+            | Self::Empty
+            | Self::Nat
+            | Self::NatAddresses
+            | Self::NatKeep => vip,
         }
     }
 
     /// Index of the [`Egress`].
-    const fn egress(self) -> u16 {
+    const fn egress(self, vip: Family) -> u16 {
         match self {
-            Self::Elsewhere => 2,
+            Self::Elsewhere | Self::NatAddresses => 2,
             Self::SpreadIpv4 | Self::SpreadIpv6 => 3,
+            Self::Nat => 4 + vip as u16,
             Self::Unresolved => 0,
-            Self::L2 | Self::InIpv4 | Self::InIpv6 | Self::SourceIp | Self::Empty => 1,
+            Self::L2
+            | Self::InIpv4
+            | Self::InIpv6
+            | Self::SourceIp
+            | Self::Empty
+            | Self::NatKeep => 1,
         }
     }
 }
@@ -181,6 +215,19 @@ pub const fn probe_port(backend: u16) -> u16 {
     50_000 + backend
 }
 
+/// First and number of the source ports of translated packets.
+pub const NAT_PORTS: (u16, u16) = (1024, 31_744);
+
+/// An address of [`Purpose::NatAddresses`], 0 or 1.
+pub const fn nat_address(number: u8, family: Family) -> IpAddr {
+    match family {
+        Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(198, 18, 0, 101 + number)),
+        Family::Ipv6 => {
+            IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 0x101 + number as u16))
+        }
+    }
+}
+
 /// Where a backend's probe comes from.
 pub fn prober(backend: u16, family: Family) -> SocketAddr {
     let address = match family {
@@ -219,6 +266,17 @@ pub fn tables(flows: usize) -> HostTables {
         spread_v6: [255; 4],
         ..egress
     });
+    tables.settings.nat_port_first = NAT_PORTS.0;
+    tables.settings.nat_port_count = NAT_PORTS.1;
+    for family in FAMILIES {
+        let nat_address = tables.add_nat_address(prober(0, family).ip().into());
+        tables.add_egress(Egress { nat_address, ..egress });
+    }
+    for family in FAMILIES {
+        for number in 0..2 {
+            tables.add_nat_address(nat_address(number, family).into());
+        }
+    }
     for purpose in Purpose::ALL {
         for family in FAMILIES {
             add_service(&mut tables, purpose, family);
@@ -236,7 +294,7 @@ fn add_service(tables: &mut HostTables, purpose: Purpose, family: Family) {
     let mut members = Vec::new();
     for number in 0..BACKENDS {
         let index = backend(purpose, family, number);
-        let egress = purpose.egress();
+        let egress = purpose.egress(family);
         let next_hop =
             if egress == 0 { NextHop::UNRESOLVED } else { NextHop::new(mac(index), egress) };
         let added = tables.add_backend(Backend {
@@ -244,7 +302,7 @@ fn add_service(tables: &mut HostTables, purpose: Purpose, family: Family) {
             next_hop,
             service: service(purpose, family),
             mtu: MTU,
-            port: 80u16.to_be_bytes(),
+            port: purpose.port().to_be_bytes(),
             state: BackendState::Forward as u8,
             forwarding: purpose.forwarding() as u8,
         });
@@ -262,9 +320,25 @@ fn add_service(tables: &mut HostTables, purpose: Purpose, family: Family) {
         key: key(vip(purpose, family)),
         slots: SLOTS,
         affinity: affinity as u8,
-        reserved: [0; 3],
+        nat_count: 2 * u8::from(purpose == Purpose::NatAddresses),
+        nat_first: match purpose {
+            Purpose::NatKeep => KEEP_CLIENT,
+            Purpose::NatAddresses => 3 + 2 * family as u16,
+            _ => 0,
+        },
     };
     tables.add_service(service, slots);
+    if purpose.forwarding() != Forwarding::Nat {
+        return;
+    }
+    for number in 0..BACKENDS {
+        let address = backend_address(backend(purpose, family, number), family);
+        if purpose == Purpose::NatKeep {
+            tables.add_return_source(address.into());
+        } else {
+            tables.nat_ends.push(key(SocketAddr::new(address, purpose.port())));
+        }
+    }
 }
 
 /// A client's frame, field by field.

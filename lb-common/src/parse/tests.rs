@@ -13,7 +13,7 @@ use crate::{
     reason::Class,
 };
 
-fn is_vip(address: Address) -> bool {
+fn is_vip(_: Address, address: Address) -> bool {
     FAMILIES.iter().any(|&family| address == sample::vip(Purpose::L2, family).ip().into())
 }
 
@@ -31,7 +31,7 @@ fn every_frame_of_the_corpus_parses_as_it_should() {
 }
 
 /// A glance tells what a look tells, or nothing.
-fn glance_agrees(frame: &HostFrame, is_vip: fn(Address) -> bool) -> bool {
+fn glance_agrees(frame: &HostFrame, is_vip: fn(Address, Address) -> bool) -> bool {
     let seen = match glance(frame, is_vip) {
         Glance::Ipv4(segment) | Glance::Ipv6(segment) => Ok(segment),
         Glance::NotVip => Err(Reason::NotVip),
@@ -57,7 +57,7 @@ fn a_glance_does_not_mislead() {
 #[test]
 fn nothing_is_dropped_before_it_is_known_to_be_for_a_vip() {
     for case in corpus::cases() {
-        if let Err(reason) = segment(&case.frame, |_| false) {
+        if let Err(reason) = segment(&case.frame, |_, _| false) {
             assert_eq!(reason.class(), Class::Pass, "{case:?}\nbecame {reason:?}");
         } else {
             panic!("not for a VIP, but steered\n{case:?}");
@@ -165,8 +165,8 @@ proptest! {
         }
         let len = frame.bytes.len() - len.index(frame.bytes.len()).min(40);
         frame.bytes.truncate(len);
-        glance_agrees(&frame, |_| true);
-        if let Ok(segment) = segment(&frame, |_| true) {
+        glance_agrees(&frame, |_, _| true);
+        if let Ok(segment) = segment(&frame, |_, _| true) {
             let (l3, l4) = (usize::from(segment.l3), usize::from(segment.l4));
             let (ip_length, payload) = (usize::from(segment.ip_length), usize::from(segment.payload));
             prop_assert!(matches!(l3, 14 | 18 | 22));
@@ -193,8 +193,8 @@ fn noise_has_a_verdict() {
             }
         }
         let frame = HostFrame::new(bytes);
-        glance_agrees(&frame, |_| true);
-        read += u32::from(segment(&frame, |_| true).is_ok());
+        glance_agrees(&frame, |_, _| true);
+        read += u32::from(segment(&frame, |_, _| true).is_ok());
     }
     assert!(read > 0, "not one got through");
 }

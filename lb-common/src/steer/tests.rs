@@ -33,24 +33,26 @@ fn at(tables: &HostTables, tick: u64) -> u64 {
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]
 enum Said {
     To(u16),
+    Back(u16),
     Reset(Reason),
     Leave(Reason),
     Failed,
 }
 
 fn parsed(frame: &ClientFrame) -> Segment {
-    parse::segment(&frame.frame(), |_| true).expect("well formed")
+    parse::segment(&frame.frame(), |_, _| true).expect("well formed")
 }
 
 /// Sends a segment `tick` ticks after the beginning.
 fn send(tables: &HostTables, frame: &ClientFrame, tick: u64) -> Said {
     match steer(&frame.frame(), &parsed(frame), tables, at(tables, tick)) {
-        Verdict::Forward { backend, index, hash } => {
+        Verdict::Forward { backend, index, hash, .. } => {
             assert_eq!(*backend, tables.backends[usize::from(index)]);
             assert_eq!(hash, hash::of_flow(&parsed(frame), &tables.settings.hash_keys));
             Said::To(index)
         }
         Verdict::Reset(reason) => Said::Reset(reason),
+        Verdict::Return { index, .. } => Said::Back(index),
         Verdict::Failed => Said::Failed,
         Verdict::Deliver => Said::Leave(Reason::ProbeAnswer),
         Verdict::Leave(reason) => Said::Leave(reason),
@@ -135,7 +137,8 @@ fn a_new_flow_is_recorded_beside_its_word() {
             start: at(&tables, 7),
             client_port: frame.client.port().to_be_bytes(),
             vip_port: frame.vip.port().to_be_bytes(),
-            reserved: [0; 4],
+            nat_port: [0; 2],
+            nat_address: 0,
         };
         assert_eq!(tables.records()[&(position as u32)], expected);
         // It is the flow's, not the packet's.
@@ -449,7 +452,7 @@ fn run(tables: &HostTables, frame: &mut HostFrame, now: u64) -> Action {
             assert!(matches!(grown, 0 | Ipv4::LEN | Ipv6::LEN), "{grown} bytes\n{before:?}");
             let bytes = before.bytes.len() as u64;
             let (_, traffic) = counted.traffic.first_key_value().expect("one backend");
-            assert_eq!(*traffic, Traffic { packets: 1, bytes });
+            assert_eq!(*traffic, Traffic { packets: 1, bytes, ..Traffic::default() });
         }
     }
     action

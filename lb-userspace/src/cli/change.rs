@@ -11,7 +11,7 @@ use clap::Args;
 
 use super::{Output, differences, drain};
 use crate::{
-    config::{self, BackendSpec, HealthSpec, ServiceSpec},
+    config::{self, BackendSpec, HealthSpec, NatSpec, ServiceSpec},
     control::{
         api::{self, Change, Target, Transaction},
         client::Client,
@@ -49,9 +49,15 @@ pub struct NewService {
     name: String,
     /// Address and port, as 203.0.113.10:80 or [2001:db8::10]:443
     vip: String,
-    /// l2 or ipip
+    /// l2, ipip or nat
     #[arg(long, value_name = "MODE")]
     forwarding: Option<String>,
+    /// With nat: whether backends see their clients' addresses: replace or keep
+    #[arg(long, value_name = "WHAT")]
+    client_address: Option<String>,
+    /// With nat: an address of this host that flows to backends come from; more by saying it again
+    #[arg(long, value_name = "ADDRESS")]
+    nat_address: Vec<String>,
     /// none or source-ip
     #[arg(long, value_name = "WHAT")]
     affinity: Option<String>,
@@ -122,7 +128,7 @@ pub struct NewBackend {
     name: String,
     /// Its own IP address
     address: String,
-    /// Its port; l2 and ipip can't change the VIP's
+    /// Its port, by default the VIP's; only nat can change it
     #[arg(long, value_name = "N")]
     port: Option<i64>,
     /// Share of new flows relative to the others', 0 to 1000
@@ -166,6 +172,8 @@ pub async fn add_service(client: &Client, new: NewService) -> anyhow::Result<Exi
         name: new.name,
         vip: new.vip,
         forwarding: new.forwarding,
+        nat: new.client_address.map(|word| NatSpec { client_address: Some(word) }),
+        nat_addresses: new.nat_address,
         affinity: new.affinity,
         slots: new.slots,
         drain_deadline: new.drain_deadline,

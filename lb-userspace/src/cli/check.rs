@@ -6,7 +6,7 @@ use anyhow::bail;
 use serde::Serialize;
 
 use super::{Output, figures::plural};
-use crate::config;
+use crate::{config, model::Desired, network};
 
 /// What was found.
 #[derive(Serialize)]
@@ -45,10 +45,18 @@ fn checked(file: &Path) -> Checked {
             checked.services = desired.services.len();
             checked.backends = desired.services.iter().map(|service| service.backends.len()).sum();
             checked.warnings = config::warnings(&desired);
+            checked.warnings.extend(port_clash(&desired));
         }
         Err(error) => checked.error = Some(format!("{:#}", anyhow::Error::from(error))),
     }
     checked
+}
+
+/// What keeps this host from running the file. It may be meant for another host, whose ports are not
+/// known here: so it is a warning.
+fn port_clash(desired: &Desired) -> Option<String> {
+    let clash = network::port_clash(desired.dataplane.nat_ports).ok().flatten();
+    clash.filter(|_| desired.replaces_clients()).map(|clash| clash.to_string())
 }
 
 fn text(checked: &Checked) -> String {
@@ -77,7 +85,7 @@ mod tests {
         assert!(checked.valid && checked.error.is_none());
         assert_eq!(
             text(&checked).replace(EXAMPLE, "FILE"),
-            "FILE is valid: 2 services, 4 backends\n"
+            "FILE is valid: 3 services, 6 backends\n"
         );
     }
 

@@ -11,15 +11,18 @@ use nix::{
     unistd::Pid,
 };
 
+use super::status::{Front, Orphan, Unattended};
 use crate::{
     control::{
         api::EventKind,
         server::{self, Claim},
     },
-    datapath, health,
+    datapath::{self, Maps, Pins},
+    health,
     instance::Instance,
     intent::kept,
-    journal::{Entry, Journal},
+    journal::{self, Entry, Journal},
+    network, reconcile,
 };
 
 /// How long a daemon may take to stop.
@@ -42,6 +45,46 @@ pub async fn detach(instance: &Instance) -> Result<()> {
     kept::forget(&instance.state()).with_context(|| {
         format!("forget what was said at run time, in {}", instance.state().display())
     })
+}
+
+/// How long traffic is watched to see whether there is some.
+const WATCHED: Duration = Duration::from_millis(300);
+
+/// What can be known of an instance whose daemon is gone. Nothing is changed.
+pub async fn look(instance: &Instance) -> Orphan {
+    let kernel = unattended(instance).await.map_err(|error| format!("{error:#}"));
+    let last = journal::read(&instance.state()).pop();
+    Orphan { instance: instance.name().to_owned(), kernel, last }
+}
+
+async fn unattended(instance: &Instance) -> Result<Unattended> {
+    let mut interfaces = Vec::new();
+    for (name, program) in datapath::linked(instance)? {
+        let fault = match network::interface(&name).await {
+            Err(error) => Some(format!("is gone: {error}")),
+            Ok(found) if found.xdp.is_none_or(|xdp| xdp.id != program) => {
+                Some("does not run the program any more".to_owned())
+            }
+            Ok(found) => found.fault().map(str::to_owned),
+        };
+        interfaces.push(Front { name, fault });
+    }
+    let (mut services, mut backends, mut packets) = (0, 0, 0);
+    if !interfaces.is_empty() {
+        let maps = Maps::pinned(&Pins::of(instance))?;
+        let image = reconcile::read(&maps)?;
+        services = image.services.len() as u64;
+        backends = image.backends.len() as u64;
+        let indices: Vec<u16> = image.backends.keys().copied().collect();
+        let forwarded = || -> Result<u64> {
+            let counters = maps.counters(&indices)?;
+            Ok(counters.iter().map(|counters| counters.traffic.forwarded()).sum())
+        };
+        let before = forwarded()?;
+        tokio::time::sleep(WATCHED).await;
+        packets = forwarded()?.saturating_sub(before);
+    }
+    Ok(Unattended { interfaces, services, backends, packets, during: WATCHED })
 }
 
 /// Becomes the instance, in the place of a running daemon if there is one.

@@ -27,6 +27,18 @@ pub fn bytes(count: u64) -> String {
     three_digits(count, &[" B", " kB", " MB", " GB", " TB", " PB", " EB"])
 }
 
+/// So many in a second: `0`, `0.4`, `999`, `12.3k`.
+pub fn rate(per_second: f64) -> String {
+    if per_second <= 0.0 {
+        "0".to_owned()
+    } else if per_second < 9.95 {
+        // Never 0.0: there was something.
+        format!("{:.1}", per_second.max(0.1))
+    } else {
+        three_digits(per_second.round() as u64, &["", "k", "M", "G", "T", "P", "E"])
+    }
+}
+
 /// `units` reach beyond `u64::MAX`, 18.4 E. Cut, not rounded: never more than there was.
 fn three_digits(count: u64, units: &[&str; 7]) -> String {
     let mut scale = 1_u64;
@@ -81,6 +93,23 @@ mod tests {
         ];
         for (count, long, brief, size) in cases {
             assert_eq!((&*exact(count), &*short(count), &*bytes(count)), (long, brief, size));
+        }
+    }
+
+    #[test]
+    fn rates_are_short_and_nothing_is_told_from_little() {
+        let cases = [
+            (0.0, "0"),
+            (0.01, "0.1"),
+            (1.25, "1.2"),
+            (9.94, "9.9"),
+            (9.96, "10"),
+            (999.4, "999"),
+            (12_345.0, "12.3k"),
+            (1.5e9, "1.50G"),
+        ];
+        for (per_second, text) in cases {
+            assert_eq!(rate(per_second), text);
         }
     }
 

@@ -17,7 +17,9 @@ mod flows;
 mod log;
 mod recorder;
 mod render;
+mod status;
 mod table;
+mod top;
 mod upgrade;
 mod when;
 
@@ -25,6 +27,7 @@ use std::{
     io::{self, IsTerminal, Write},
     path::PathBuf,
     process::ExitCode,
+    time::SystemTime,
 };
 
 use anyhow::Context;
@@ -34,7 +37,10 @@ use serde::Serialize;
 use table::Palette;
 
 use crate::{
-    control::{api, client::Client},
+    control::{
+        api,
+        client::{self, Client},
+    },
     daemon,
     instance::Instance,
 };
@@ -48,7 +54,7 @@ use crate::{
     after_help = "Exit codes: 0 done, 1 failed or refused, 2 wrong usage, 3 done but \
                   connections were cut.\n\
                   Forwarding needs no daemon: only `sluice detach` ends it.\n\
-                  Limits of this version: TCP only; l2 and ipip, no nat."
+                  Limits of this version: TCP only."
 )]
 struct Cli {
     /// Which instance: chooses /run/sluice/NAME, /sys/fs/bpf/sluice/NAME and /var/lib/sluice/NAME
@@ -114,8 +120,21 @@ enum Command {
     /// Print what is wanted now as a config file
     #[command(after_help = "Example: sluice export > /etc/sluice/sluice.toml")]
     Export(Output),
-    /// Does it forward, to whom, and what is wrong?
+    /// Does it forward, what is wrong, since when, and what mends it?
+    ///
+    /// One screen: outages (clients are turned away), faults (they are served, with less to
+    /// spare) and notices (an operator wants it so), each with its age and what to do about it;
+    /// then each backend. Without a daemon the kernel is asked what it does by itself.
+    #[command(
+        after_help = "Exit codes: 0 a daemon answered; 1 none did. `sluice check-ready` tells \
+                            by its exit code whether it forwards."
+    )]
     Status(Output),
+    /// Watch services and backends live, and drain or enable them
+    ///
+    /// Rates, flows, health and drops, read anew each second. Needs a terminal of 80 by 24 or
+    /// more; NO_COLOR is heeded. Press ? there for the keys.
+    Top(top::Arguments),
     /// Exit 0 if the instance is attached and forwards, else 1 with the reason
     ///
     /// For keepalived, a route announcer, or a script: it asks this host alone, nobody remote. If
@@ -313,9 +332,8 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
             daemon::run(instance, config).await?;
         }
         Command::Check { file, output } => return check::check(&file, &output),
-        Command::Status(output) => {
-            output.print(&client.status().await?, render::status)?;
-        }
+        Command::Status(output) => return show_status(&client, &instance, &output).await,
+        Command::Top(arguments) => top::execute(&client, &arguments).await?,
         Command::Plan { file, output } => return change::plan(&client, &file, &output).await,
         Command::Apply { file, force, output } => {
             return change::apply(&client, &file, &force, &output).await;
@@ -353,6 +371,30 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         }
     }
     Ok(ExitCode::SUCCESS)
+}
+
+/// The status; and where no daemon tells it, what the kernel does.
+async fn show_status(
+    client: &Client,
+    instance: &Instance,
+    output: &Output,
+) -> anyhow::Result<ExitCode> {
+    let screen = status::Screen::of_stdout(io::stdout().is_terminal());
+    match client.status().await {
+        Ok(told) => {
+            let now = SystemTime::now();
+            output.print(&told, |told, palette| status::status(told, now, screen, palette))?;
+            Ok(ExitCode::SUCCESS)
+        }
+        Err(error) => {
+            if matches!(error, client::Error::NotRunning { .. }) && !output.json {
+                let orphan = direct::look(instance).await;
+                let now = SystemTime::now();
+                print(status::without_daemon(&orphan, now, screen, palette()).as_bytes())?;
+            }
+            Err(error.into())
+        }
+    }
 }
 
 async fn about_service(client: &Client, command: ServiceCommand) -> anyhow::Result<ExitCode> {

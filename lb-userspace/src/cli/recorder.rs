@@ -235,8 +235,9 @@ fn by_second(story: &Story, zone: &TimeZone) -> Table {
 
 fn cells(figures: &recorder::Figures) -> [Cell; 7] {
     let event = |event| figures.event(event);
-    let (again, resets) =
-        (event(Count::SynRetransmission), event(Count::Reset) + event(Count::ClientReset));
+    let again = event(Count::SynRetransmission);
+    let resets = [Count::Reset, Count::ClientReset, Count::BackendReset, Count::Refusal];
+    let resets = resets.into_iter().map(event).sum();
     let doubtful = |count: u64| {
         Cell::toned(if count > 0 { Tone::Doubtful } else { Tone::Plain }, short(count))
     };
@@ -312,6 +313,8 @@ fn troubles(portion: &Portion) -> String {
         says(Count::SecondTry, "second tries elsewhere"),
         says(Count::Reset, "flows reset"),
         says(Count::ClientReset, "reset by their clients"),
+        says(Count::Refusal, "refused"),
+        says(Count::BackendReset, "reset by the backend"),
         says(Count::Untracked, "without a place in the table"),
     ];
     let all = [new, done].into_iter().chain(others.into_iter().flatten());

@@ -51,9 +51,13 @@ impl Cell {
     }
 
     /// What it says.
-    #[cfg(test)]
     pub fn text(&self) -> &str {
         &self.text
+    }
+
+    /// In which tone.
+    pub const fn tone(&self) -> Tone {
+        self.tone
     }
 }
 

@@ -20,6 +20,8 @@ fn every_documented_command_is_understood() {
         "sluice check sluice.toml",
         "sluice check sluice.toml --json",
         "sluice status --json --instance edge-1",
+        "sluice top",
+        "sluice top --interval 500ms",
         "sluice --instance edge-1 status",
         "sluice plan sluice.toml --json",
         "sluice apply sluice.toml --force",
@@ -95,6 +97,7 @@ fn wrong_usage_is_told_from_failure() {
             ErrorKind::MissingRequiredArgument,
         ),
         ("sluice upgrade --watch 0", ErrorKind::ValueValidation),
+        ("sluice top --interval 0s", ErrorKind::ValueValidation),
         ("sluice agent run --interface eth0", ErrorKind::MissingRequiredArgument),
         (
             "sluice agent run --interface eth0 --vip 1.2.3.4 --from 1.2.3.4",

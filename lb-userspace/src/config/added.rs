@@ -95,6 +95,13 @@ mod tests {
             assert!(error.starts_with(expected), "{error}");
         }
 
+        let nat = desired.service("mail").expect("it is there");
+        let port = BackendSpec { port: Some(81), ..spec("mail-3", "10.0.0.13") };
+        assert_eq!(backend(&desired, nat, &port).expect("nat changes ports").port, 81);
+        let named = "198.18.0.5";
+        let error = backend(&desired, nat, &spec("mail-3", named)).expect_err("it is ours");
+        assert!(error.to_string().starts_with("NAT address 198.18.0.5 is a backend's"), "{error}");
+
         let more = |name: &str, vip: &str| ServiceSpec {
             name: name.to_owned(),
             vip: vip.to_owned(),
@@ -106,6 +113,7 @@ mod tests {
             (more("web", "203.0.113.11:80"), "service \"web\" is already there"),
             (more("x", "203.0.113.10:80"), "VIP 203.0.113.10:80 is already there"),
             (more("x", "10.0.0.11:80"), "backend address 10.0.0.11 is a VIP"),
+            (more("x", "198.18.0.5:80"), "NAT address 198.18.0.5 is a VIP"),
         ];
         for (spec, expected) in cases {
             let error = service(&desired, &spec).expect_err(expected).to_string();

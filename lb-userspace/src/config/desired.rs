@@ -1,7 +1,7 @@
 //! Raw TOML → [`Desired`]: defaults, ranges, and what fits together.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, HashSet},
     hash::Hash,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     ops::Range,
@@ -15,6 +15,7 @@ use toml::Spanned;
 use super::{
     Error, Family, MAX_WEIGHT, Problem, Source,
     health::health,
+    nat::{self, NatProblem},
     raw,
     values::{
         checked_name, choice, duration, is_interface_name, prime_from, ranged, required, share,
@@ -75,16 +76,13 @@ fn dataplane(source: &Source<'_>, raw: Option<raw::Dataplane>) -> Result<Datapla
             "xdp_mode",
             raw.xdp_mode,
             XdpMode::Auto,
-            &[
-                ("auto", Some(XdpMode::Auto)),
-                ("native", Some(XdpMode::Native)),
-                ("generic", Some(XdpMode::Generic)),
-            ],
+            &[("auto", XdpMode::Auto), ("native", XdpMode::Native), ("generic", XdpMode::Generic)],
         )?,
         flow_capacity: flow_capacity.next_power_of_two(),
         hash_seed: hash_seed(source, raw.hash_seed)?,
         own_vips: raw.own_vips.unwrap_or(true),
         tunnel_sources: tunnel_sources(source, raw.tunnel_source)?,
+        nat_ports: nat::ports(source, raw.nat_ports)?,
         longest_idle: IdleTimeouts::default(),
     })
 }
@@ -186,20 +184,19 @@ pub(super) fn service(
         raw.forwarding,
         Forwarding::L2,
         &[
-            (Forwarding::L2.name(), Some(Forwarding::L2)),
-            (Forwarding::Ipip.name(), Some(Forwarding::Ipip)),
-            (Forwarding::Nat.name(), None),
+            (Forwarding::L2.name(), Forwarding::L2),
+            (Forwarding::Ipip.name(), Forwarding::Ipip),
+            (Forwarding::Nat.name(), Forwarding::Nat),
         ],
     )?;
+    let client_address =
+        nat::client_address(source, raw.nat, raw.nat_addresses, forwarding, vip, seen)?;
     let affinity = choice(
         source,
         "affinity",
         raw.affinity,
         Affinity::None,
-        &[
-            (Affinity::None.name(), Some(Affinity::None)),
-            (Affinity::SourceIp.name(), Some(Affinity::SourceIp)),
-        ],
+        &[(Affinity::None.name(), Affinity::None), (Affinity::SourceIp.name(), Affinity::SourceIp)],
     )?;
     let slots_at = raw.slots.as_ref().map_or(at, Spanned::span);
     let slots = slots(source, raw.slots)?;
@@ -212,7 +209,7 @@ pub(super) fn service(
         Some(number) => ranged(source, "min_available", &number, MIN_AVAILABLE)? as u16,
         None => 1,
     };
-    let idle = idle(source, raw.idle_timeout)?;
+    let idle = idle(source, raw.idle_timeout, forwarding)?;
     let count = raw.backend.len();
     if let Some(problem) = few_slots(&name, slots, count) {
         return Err(source.refuse(slots_at, problem));
@@ -221,6 +218,7 @@ pub(super) fn service(
         name,
         vip,
         forwarding,
+        client_address,
         affinity,
         slots,
         drain_deadline,
@@ -238,7 +236,7 @@ pub(super) fn service(
             "outlier",
             raw.outlier,
             Outlier::default(),
-            &[Outlier::Off, Outlier::Report, Outlier::Eject].map(|word| (word.name(), Some(word))),
+            &[Outlier::Off, Outlier::Report, Outlier::Eject].map(|word| (word.name(), word)),
         )?,
         idle,
         backends: Vec::with_capacity(count),
@@ -297,8 +295,12 @@ fn slots(source: &Source<'_>, raw: Option<raw::Number>) -> Result<u32, Error> {
     Ok(slots)
 }
 
-fn idle(source: &Source<'_>, raw: raw::IdleTimeout) -> Result<IdleTimeouts, Error> {
-    let default = IdleTimeouts::default();
+fn idle(
+    source: &Source<'_>,
+    raw: raw::IdleTimeout,
+    forwarding: Forwarding,
+) -> Result<IdleTimeouts, Error> {
+    let default = IdleTimeouts::of(forwarding);
     let time = |field, text: Option<raw::Text>, default| match text {
         Some(text) => duration(source, field, &text, "15m", IDLE_TIMES),
         None => Ok(default),
@@ -336,22 +338,22 @@ pub(super) fn backend(
         let problem = Problem::Unusable { what: "backend address", address, why };
         return Err(source.refuse(text.span(), problem));
     }
-    if service.forwarding == Forwarding::L2 && Family::of(address) != Family::of(service.vip.ip()) {
-        let problem = Problem::FamilyMismatch { backend: name, address, vip: service.vip };
+    let (vip, forwarding) = (service.vip, service.forwarding);
+    if forwarding != Forwarding::Ipip && Family::of(address) != Family::of(vip.ip()) {
+        let problem = Problem::FamilyMismatch { backend: name, address, vip, forwarding };
         return Err(source.refuse(text.span(), problem));
     }
     let port = match raw.port {
         Some(number) => {
             let port = ranged(source, "port", &number, (1, i64::from(u16::MAX)))? as u16;
-            if port != service.vip.port() {
-                let forwarding = service.forwarding.name();
-                let problem =
-                    Problem::PortMismatch { backend: name, port, vip: service.vip, forwarding };
+            if port != vip.port() && forwarding != Forwarding::Nat {
+                let forwarding = forwarding.name();
+                let problem = Problem::PortMismatch { backend: name, port, vip, forwarding };
                 return Err(source.refuse(number.span(), problem));
             }
             port
         }
-        None => service.vip.port(),
+        None => vip.port(),
     };
     members.addresses.insert(source, (address, port), text.span(), || {
         (format!("a backend at {address} port {port}"), "give one server one entry and its weight")
@@ -379,6 +381,7 @@ pub(super) struct Seen {
     vips: Places<SocketAddr>,
     vip_addresses: HashMap<IpAddr, Option<usize>>,
     backends: Vec<(IpAddr, usize)>,
+    nat_addresses: Vec<(IpAddr, usize)>,
 }
 
 impl Seen {
@@ -391,11 +394,18 @@ impl Seen {
             seen.vip_addresses.insert(service.vip.ip(), None);
             let staying = service.backends.iter().filter(|backend| !backend.leaving);
             seen.backends.extend(staying.map(|backend| (backend.address, 0)));
+            let named = service.client_address.named().iter();
+            seen.nat_addresses.extend(named.map(|address| (*address, 0)));
         }
         seen
     }
 
-    /// A backend at an address of ours would get its frames from itself.
+    pub(super) fn add_nat_address(&mut self, address: IpAddr, at: usize) {
+        self.nat_addresses.push((address, at));
+    }
+
+    /// A backend at an address of ours would get its frames from itself; what comes to a NAT
+    /// address is a backend's answer and nothing else.
     pub(super) fn refuse_loops(&self, source: &Source<'_>) -> Result<(), Error> {
         for (address, at) in &self.backends {
             if let Some(vip) = self.vip_addresses.get(address) {
@@ -403,6 +413,20 @@ impl Seen {
                 let problem = Problem::BackendIsVip { address: *address, line };
                 return Err(source.refuse(*at..*at, problem));
             }
+        }
+        if self.nat_addresses.is_empty() {
+            return Ok(());
+        }
+        let backends: HashSet<IpAddr> = self.backends.iter().map(|(address, _)| *address).collect();
+        for &(address, at) in &self.nat_addresses {
+            let problem = if self.vip_addresses.contains_key(&address) {
+                NatProblem::IsVip { address }
+            } else if backends.contains(&address) {
+                NatProblem::IsBackend { address }
+            } else {
+                continue;
+            };
+            return Err(source.refuse(at..at, problem.into()));
         }
         Ok(())
     }
@@ -428,7 +452,7 @@ impl Members {
 }
 
 /// Where each thing stands in the file; `None`: not there, but in what runs.
-struct Places<T>(HashMap<T, Option<usize>>);
+pub(super) struct Places<T>(HashMap<T, Option<usize>>);
 
 impl<T> Default for Places<T> {
     fn default() -> Self {
@@ -437,7 +461,7 @@ impl<T> Default for Places<T> {
 }
 
 impl<T: Eq + Hash> Places<T> {
-    fn insert(
+    pub(super) fn insert(
         &mut self,
         source: &Source<'_>,
         thing: T,

@@ -9,9 +9,9 @@ use std::{
 };
 
 use humantime::format_duration;
-use lb_common::abi::capacity;
+use lb_common::{abi::capacity, forward::Forwarding};
 
-use super::MAX_FILE_BYTES;
+use super::{MAX_FILE_BYTES, nat::NatProblem};
 
 /// Why there is no [`Desired`](crate::model::Desired).
 #[derive(Debug, thiserror::Error)]
@@ -133,16 +133,6 @@ pub enum Problem {
         /// What it can be.
         choices: String,
     },
-    /// A word that a later version will take.
-    #[error("`{field} = {value:?}` is not in this version: use one of {choices}")]
-    NotYet {
-        /// Which field.
-        field: &'static str,
-        /// As written.
-        value: String,
-        /// What it can be.
-        choices: String,
-    },
     /// A number too small or too large.
     #[error("`{field} = {value}`: it goes from {least} to {most}")]
     Range {
@@ -210,6 +200,12 @@ pub enum Problem {
          `via = \"backend\"`, or leave `port` out"
     )]
     PortThroughVip,
+    /// Nobody would answer.
+    #[error(
+        "`via = \"vip\"` is for l2 and ipip: with nat no backend has the VIP, and its own address is \
+         the way of traffic; leave `via` out"
+    )]
+    VipOfNat,
     /// HTTP over TLS by another name.
     #[error("`tls` is for `check = \"grpc\"`: with HTTP, use `check = \"https\"`")]
     TlsWithHttp,
@@ -368,11 +364,12 @@ pub enum Problem {
         /// Where the VIP is; `None`: not in this text, but in what runs.
         line: Option<usize>,
     },
-    /// L2 can't change families.
+    /// Only a tunnel joins families.
     #[error(
-        "backend {backend:?} is {}, but the VIP {vip} is {}: l2 keeps the packet as it is; \
+        "backend {backend:?} is {}, but the VIP {vip} is {}: {}; \
          give it an {} address, or use `forwarding = \"ipip\"`",
-        Family::of(*.address), Family::of(.vip.ip()), Family::of(.vip.ip())
+        Family::of(*.address), Family::of(.vip.ip()), keeps_family(*.forwarding),
+        Family::of(.vip.ip())
     )]
     FamilyMismatch {
         /// Its name.
@@ -381,11 +378,14 @@ pub enum Problem {
         address: IpAddr,
         /// Its service's.
         vip: SocketAddr,
+        /// Which mode it is.
+        forwarding: Forwarding,
     },
     /// Direct return can't change ports.
     #[error(
         "backend {backend:?} has port {port}, but the VIP's is {}: {forwarding} keeps the \
-         packet's port; leave `port` out and let the server listen on {}",
+         packet's port; leave `port` out and let the server listen on {}, or use \
+         `forwarding = \"nat\"`",
         .vip.port(), .vip.port()
     )]
     PortMismatch {
@@ -398,6 +398,9 @@ pub enum Problem {
         /// Which mode it is.
         forwarding: &'static str,
     },
+    /// About NAT.
+    #[error(transparent)]
+    Nat(#[from] NatProblem),
     /// Maglev's table needs a prime.
     #[error("`slots = {value}` is not a prime: the next one is {next}")]
     NoPrime {
@@ -495,6 +498,13 @@ fn there(line: &Option<usize>) -> String {
 
 fn the_vip(line: &Option<usize>) -> String {
     line.map_or_else(|| "a VIP".to_owned(), |line| format!("the VIP of line {line}"))
+}
+
+fn keeps_family(forwarding: Forwarding) -> &'static str {
+    match forwarding {
+        Forwarding::L2 | Forwarding::Ipip => "l2 keeps the packet as it is",
+        Forwarding::Nat => "nat does not translate between families",
+    }
 }
 
 fn in_field(field: &Option<String>) -> String {

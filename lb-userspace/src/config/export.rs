@@ -5,7 +5,7 @@ use serde::Serialize;
 use super::ServiceSpec;
 use crate::{
     drain::Admin,
-    model::{Dataplane, Desired, XdpMode},
+    model::{Dataplane, Desired, PortRange, XdpMode},
 };
 
 #[derive(Serialize)]
@@ -27,6 +27,8 @@ struct DataplaneSpec {
     own_vips: Option<bool>,
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tunnel_source: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    nat_ports: Option<String>,
 }
 
 #[derive(Serialize)]
@@ -76,6 +78,7 @@ fn dataplane(dataplane: &Dataplane) -> DataplaneSpec {
         hash_seed: dataplane.hash_seed.clone(),
         own_vips: (!dataplane.own_vips).then_some(false),
         tunnel_source: dataplane.tunnel_sources.iter().map(ToString::to_string).collect(),
+        nat_ports: (dataplane.nat_ports != PortRange::NAT).then(|| dataplane.nat_ports.to_string()),
     }
 }
 
@@ -116,6 +119,33 @@ mod tests {
         assert_eq!(desired.services[0].idle.established.as_secs(), 3600);
         assert!(desired.services[0].backends[0].backup);
         assert_eq!(desired.services[0].outlier.name(), "eject");
+    }
+
+    #[test]
+    fn all_that_is_said_of_nat_is_exported() {
+        let services = [
+            ("", ""),
+            ("", "port = 8080"),
+            ("nat = { client_address = \"keep\" }", "port = 8080"),
+            ("nat = { client_address = \"replace\" }", ""),
+            ("nat_addresses = [\"198.18.0.9\", \"198.18.0.5\"]", "port = 8080"),
+            ("nat_addresses = [\"198.18.0.5\"]\nhealth = { via = \"backend\", port = 81 }", ""),
+        ];
+        for (lines, port) in services {
+            let comma = if port.is_empty() { "" } else { ", " };
+            let text = format!(
+                "[dataplane]\ninterfaces = [\"a\"]\nnat_ports = \"2000 - 3000\"\n[[service]]\n\
+                 name = \"w\"\nvip = \"203.0.113.1:80\"\nforwarding = \"nat\"\n{lines}\n\
+                 backend = [{{ name = \"b\", address = \"10.0.0.1\"{comma}{port} }}]\n"
+            );
+            let desired = parse(&text, "full").expect(&text);
+            let exported = export(&desired).expect("TOML");
+            assert_eq!(parse(&exported, "export").expect(&exported), desired, "{exported}");
+            assert!(exported.contains("nat_ports = \"2000-3000\""), "{exported}");
+            for kept in ["keep", "198.18.0.9", "8080", "port = 81"] {
+                assert_eq!(exported.contains(kept), text.contains(kept), "{kept}: {exported}");
+            }
+        }
     }
 
     #[test]

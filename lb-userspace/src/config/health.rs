@@ -56,11 +56,15 @@ pub(super) fn health(
     forwarding: Forwarding,
 ) -> Result<Option<HealthCheck>, Error> {
     let default = default_check(forwarding);
-    let words = Check::ALL.map(|check| (check.name(), Some(check)));
+    let words = Check::ALL.map(|check| (check.name(), check));
     let check = choice(source, "check", raw.check.take(), Check::Tcp, &words)?;
     refuse_misfits(source, &raw, check)?;
-    let words = [Via::Vip, Via::Backend].map(|via| (via.name(), Some(via)));
+    let words = [Via::Vip, Via::Backend].map(|via| (via.name(), via));
+    let via_at = raw.via.as_ref().map_or(0..0, Spanned::span);
     let via = choice(source, "via", raw.via.take(), default.via, &words)?;
+    if via == Via::Vip && forwarding == Forwarding::Nat {
+        return Err(source.refuse(via_at, Problem::VipOfNat));
+    }
     let port = match &raw.port {
         Some(number) if via == Via::Vip => {
             return Err(source.refuse(number.span(), Problem::PortThroughVip));
@@ -149,7 +153,7 @@ fn refuse_misfits(source: &Source<'_>, raw: &raw::Health, check: Check) -> Resul
 }
 
 fn http(source: &Source<'_>, raw: &mut raw::Health) -> Result<HttpCheck, Error> {
-    let words = [Method::Get, Method::Head, Method::Options].map(|m| (m.name(), Some(m)));
+    let words = [Method::Get, Method::Head, Method::Options].map(|m| (m.name(), m));
     let method = choice(source, "method", raw.method.take(), Method::Get, &words)?;
     if let (Method::Head, Some(body)) = (method, &raw.body) {
         return Err(source.refuse(body.span(), Problem::BodyOfHead));

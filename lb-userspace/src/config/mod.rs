@@ -8,6 +8,7 @@ mod desired;
 mod error;
 mod export;
 mod health;
+mod nat;
 mod raw;
 mod spec;
 mod values;
@@ -18,7 +19,8 @@ use std::{fs::File, io::Read, ops::Range, path::Path};
 pub use added::{backend, service};
 pub use error::{Error, Family, Place, Problem, Unusable};
 pub use export::export;
-pub use spec::{BackendSpec, HealthSpec, IdleTimeoutSpec, ServiceSpec};
+pub use nat::NatProblem;
+pub use spec::{BackendSpec, HealthSpec, IdleTimeoutSpec, NatSpec, ServiceSpec};
 pub use warnings::warnings;
 
 use crate::model::Desired;

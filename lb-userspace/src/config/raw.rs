@@ -28,6 +28,7 @@ pub struct Dataplane {
     pub own_vips: Option<bool>,
     #[serde(default)]
     pub tunnel_source: Vec<Text>,
+    pub nat_ports: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]
@@ -42,6 +43,8 @@ pub struct Service {
     pub name: Option<Text>,
     pub vip: Option<Text>,
     pub forwarding: Option<Text>,
+    pub nat: Option<Spanned<Nat>>,
+    pub nat_addresses: Option<Spanned<Vec<Text>>>,
     pub affinity: Option<Text>,
     pub slots: Option<Number>,
     pub drain_deadline: Option<Text>,
@@ -57,6 +60,12 @@ pub struct Service {
     pub health: Health,
     #[serde(default)]
     pub backend: Vec<Spanned<Backend>>,
+}
+
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Nat {
+    pub client_address: Option<Text>,
 }
 
 #[derive(Deserialize, Default)]

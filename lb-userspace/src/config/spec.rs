@@ -11,8 +11,8 @@ use lb_common::{forward::Forwarding, maglev::DEFAULT_SLOTS, service::Affinity};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    self, CheckKind, GrpcCheck, HealthCheck, HttpCheck, IdleTimeouts, Method, Outlier, TlsCheck,
-    Via,
+    self, CheckKind, ClientAddress, GrpcCheck, HealthCheck, HttpCheck, IdleTimeouts, Method,
+    Outlier, TlsCheck, Via,
 };
 
 /// A `[[service]]`.
@@ -24,6 +24,10 @@ pub struct ServiceSpec {
     pub vip: String,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub forwarding: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<NatSpec>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub nat_addresses: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -48,6 +52,15 @@ pub struct ServiceSpec {
     pub health: Option<HealthSpec>,
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub backend: Vec<BackendSpec>,
+}
+
+/// The table `nat` of a service.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+#[expect(missing_docs, reason = "the fields are those of sluice.example.toml")]
+pub struct NatSpec {
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub client_address: Option<String>,
 }
 
 /// The table `idle_timeout` of a service.
@@ -138,13 +151,17 @@ impl ServiceSpec {
             name: service.name.clone(),
             vip: service.vip.to_string(),
             forwarding: Some(service.forwarding.name().to_owned()),
+            nat: (service.client_address == ClientAddress::Kept).then(|| NatSpec {
+                client_address: Some(service.client_address.name().to_owned()),
+            }),
+            nat_addresses: service.client_address.named().iter().map(ToString::to_string).collect(),
             affinity: unless(service.affinity, &Affinity::None, |a| a.name().to_owned()),
             slots: unless(service.slots, &DEFAULT_SLOTS, i64::from),
             drain_deadline: unless(service.drain_deadline, &super::desired::DRAIN_DEADLINE, time),
             min_available: unless(service.min_available, &1, i64::from),
             fail_open: unless(service.fail_open, &true, |open| open),
-            idle_timeout: unless(service.idle, &IdleTimeouts::default(), |idle| {
-                let default = IdleTimeouts::default();
+            idle_timeout: unless(service.idle, &IdleTimeouts::of(service.forwarding), |idle| {
+                let default = IdleTimeouts::of(service.forwarding);
                 IdleTimeoutSpec {
                     embryonic: unless(idle.embryonic, &default.embryonic, time),
                     established: unless(idle.established, &default.established, time),

@@ -1,7 +1,11 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::model::{CheckKind, HealthCheck, HttpCheck, StatusRange, Via, XdpMode};
+use crate::model::{
+    CheckKind, ClientAddress, HealthCheck, HttpCheck, PortRange, StatusRange, Via, XdpMode,
+};
+
+mod nat;
 
 pub(super) const EXAMPLE: &str = include_str!("../../../sluice.example.toml");
 
@@ -44,7 +48,8 @@ fn toml_errors_name_the_line_and_the_field() {
         (
             dataplane("interface = [\"eth1\"]"),
             "lb.toml:3:1: unknown field `interface`, expected one of `interfaces`, `xdp_mode`, \
-             `flow_capacity`, `hash_seed`, `own_vips`, `tunnel_source`, in `dataplane`",
+             `flow_capacity`, `hash_seed`, `own_vips`, `tunnel_source`, `nat_ports`, in \
+             `dataplane`",
         ),
         (
             "[[services]]\nname = \"web\"".into(),
@@ -231,13 +236,8 @@ fn service_errors_name_the_way_out() {
              203.0.113.10",
         ),
         (
-            service("forwarding = \"nat\""),
-            "lb.toml:6:14: `forwarding = \"nat\"` is not in this version: use one of \"l2\", \
-             \"ipip\"",
-        ),
-        (
             service("forwarding = \"dsr\""),
-            "lb.toml:6:14: `forwarding = \"dsr\"`: it is one of \"l2\", \"ipip\"",
+            "lb.toml:6:14: `forwarding = \"dsr\"`: it is one of \"l2\", \"ipip\", \"nat\"",
         ),
         (
             service("affinity = \"cookie\""),
@@ -494,7 +494,7 @@ fn backend_errors_name_the_way_out() {
         (
             backend("name = \"a\", address = \"10.0.0.1\", port = 8080"),
             "lb.toml:6:55: backend \"a\" has port 8080, but the VIP's is 80: l2 keeps the packet's \
-             port; leave `port` out and let the server listen on 80",
+             port; leave `port` out and let the server listen on 80, or use `forwarding = \"nat\"`",
         ),
         (
             backend("name = \"a\", address = \"10.0.0.1\", port = 65536"),
@@ -577,8 +577,10 @@ fn what_is_left_out_gets_its_default() {
     assert_eq!(desired.dataplane.hash_seed, None);
     assert!(desired.dataplane.own_vips);
     assert!(desired.dataplane.tunnel_sources.is_empty());
+    assert_eq!(desired.dataplane.nat_ports, PortRange::NAT);
     let web = &desired.services[0];
     assert_eq!(web.forwarding.name(), "l2");
+    assert_eq!(web.client_address, ClientAddress::default());
     assert_eq!(web.affinity.name(), "none");
     assert_eq!(web.slots, 65_537);
     assert_eq!(web.drain_deadline.as_secs(), 300);
@@ -633,8 +635,8 @@ fn services_and_backends_are_sorted_and_capacity_rounded_up() {
 #[test]
 fn the_example_is_valid() {
     let desired = parse(EXAMPLE, "sluice.example.toml").expect("a valid example");
-    assert_eq!(desired.services.len(), 2);
-    assert_eq!(desired.services[1].name, "web");
+    let names: Vec<&str> = desired.services.iter().map(|service| &*service.name).collect();
+    assert_eq!(names, ["api", "mail", "web"]);
     let check = desired.services[0].health.as_ref().map(|health| &health.kind);
     let expected = HttpCheck { path: "/healthz".to_owned(), ..HttpCheck::default() };
     assert_eq!(check, Some(&CheckKind::Http(expected)));
@@ -662,7 +664,7 @@ fn the_examples_commented_out_defaults_are_true() {
         }
         text.push('\n');
     }
-    assert_eq!(shown, 16, "{text}");
+    assert_eq!(shown, 18, "{text}");
     let plain = parse(EXAMPLE, "sluice.example.toml").expect("a valid example");
     assert_eq!(parse(&text, "uncommented").expect("valid defaults"), plain);
 }
@@ -690,6 +692,17 @@ fn warnings_tell_what_a_valid_file_does_not_get() {
             "tunnel_source has no effect: no service uses ipip",
         ]
     );
+    let backend = "backend = [{ name = \"a\", address = \"10.0.0.1\" }]";
+    let ports = |lines: &str| {
+        let text = service(&format!("{lines}\n{backend}"));
+        text.replace("[[service]]", "nat_ports = \"2000-3000\"\n[[service]]")
+    };
+    let no_effect = "nat_ports has no effect: no service uses nat, or those that do keep their \
+                     clients' addresses";
+    assert_eq!(told(&ports("")), [no_effect]);
+    let keep = "forwarding = \"nat\"\nnat = { client_address = \"keep\" }";
+    assert_eq!(told(&ports(keep)), [no_effect]);
+    assert_eq!(told(&ports("forwarding = \"nat\"")), [""; 0]);
     assert_eq!(told(EXAMPLE), [""; 0]);
 }
 

@@ -39,32 +39,21 @@ pub fn checked_name(
     Err(source.refuse(text.span(), Problem::Name { what, name: name.clone() }))
 }
 
-/// The value of a word; `None` in `choices` marks one that a later version will take.
+/// The value of a word.
 pub fn choice<T: Copy>(
     source: &Source<'_>,
     field: &'static str,
     text: Option<raw::Text>,
     default: T,
-    choices: &[(&str, Option<T>)],
+    choices: &[(&str, T)],
 ) -> Result<T, Error> {
     let Some(text) = text else { return Ok(default) };
-    let found = choices.iter().find(|(word, _)| word == text.get_ref());
-    if let Some((_, Some(value))) = found {
+    if let Some((_, value)) = choices.iter().find(|(word, _)| word == text.get_ref()) {
         return Ok(*value);
     }
-    let words: Vec<String> = choices
-        .iter()
-        .filter(|(_, value)| value.is_some())
-        .map(|(word, _)| format!("{word:?}"))
-        .collect();
+    let words: Vec<String> = choices.iter().map(|(word, _)| format!("{word:?}")).collect();
     let (at, value, choices) = (text.span(), text.into_inner(), words.join(", "));
-    Err(source.refuse(
-        at,
-        match found {
-            Some(_) => Problem::NotYet { field, value, choices },
-            None => Problem::Choice { field, value, choices },
-        },
-    ))
+    Err(source.refuse(at, Problem::Choice { field, value, choices }))
 }
 
 /// A number from `least` to `most`, both of which fit 32 bits.

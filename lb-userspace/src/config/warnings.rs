@@ -3,7 +3,7 @@
 use lb_common::forward::Forwarding;
 
 use super::desired::SLOTS_PER_BACKEND;
-use crate::model::{Desired, Service};
+use crate::model::{Desired, PortRange, Service};
 
 /// One sentence each; none is a reason to refuse the file.
 pub fn warnings(desired: &Desired) -> Vec<String> {
@@ -17,6 +17,13 @@ pub fn warnings(desired: &Desired) -> Vec<String> {
     let has_ipip = desired.services.iter().any(|service| service.forwarding == Forwarding::Ipip);
     if !desired.dataplane.tunnel_sources.is_empty() && !has_ipip {
         warnings.push("tunnel_source has no effect: no service uses ipip".to_owned());
+    }
+    if desired.dataplane.nat_ports != PortRange::NAT && !desired.replaces_clients() {
+        warnings.push(
+            "nat_ports has no effect: no service uses nat, or those that do keep their clients' \
+             addresses"
+                .to_owned(),
+        );
     }
     warnings
 }

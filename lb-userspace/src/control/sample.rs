@@ -190,11 +190,20 @@ pub fn status() -> api::Status {
         generation: 7,
         drift_repairs_total: 0,
         problems: vec!["backend web/web-2: 10.0.0.12 does not answer ARP on eth0".to_owned()],
+        troubles: vec![api::Trouble {
+            severity: api::Severity::Fault,
+            kind: api::TroubleKind::BackendDown,
+            about: "backend web/web-2".to_owned(),
+            says: "is unreachable: 10.0.0.12 does not answer ARP on eth0".to_owned(),
+            mend: Some("`ip route get 10.0.0.12`, `ip neigh show 10.0.0.12`".to_owned()),
+            since: Some("2026-05-01T07:42:11Z".to_owned()),
+        }],
     }
 }
 
 pub fn flows() -> api::Flows {
     let flow = |client: &str, backend: &str, state: State, age_seconds, idle_seconds| api::Flow {
+        nat: None,
         client: client.to_owned(),
         vip: "203.0.113.10:80".to_owned(),
         service: "web".to_owned(),
@@ -267,6 +276,9 @@ fn backend(name: &str, address: &str) -> api::Backend {
         new_flows_total: 0,
         packets_total: 0,
         bytes_total: 0,
+        return_packets_total: 0,
+        return_bytes_total: 0,
+        nat_ports: None,
         adopted_flows_total: 0,
         untracked_flows_total: 0,
         syn_retransmissions_total: 0,
@@ -274,6 +286,8 @@ fn backend(name: &str, address: &str) -> api::Backend {
         handshakes_total: 0,
         client_resets_total: 0,
         second_tries_total: 0,
+        refusals_total: 0,
+        backend_resets_total: 0,
         handshake_times: api::HandshakeTimes::new(&HandshakeTimes::default(), 250),
     }
 }
@@ -298,7 +312,12 @@ fn share(backend: &str, flows: u64, oldest_seconds: u64) -> api::BackendFlows {
     let by_state = api::by_state(|state| match state {
         State::Embryonic => 3,
         State::Old => flows - 3,
-        State::Free | State::Young | State::Closing | State::Reset => 0,
+        State::Free
+        | State::Young
+        | State::Closing
+        | State::Reset
+        | State::Answered
+        | State::TimeWait => 0,
     });
     let (service, backend) = ("web".to_owned(), backend.to_owned());
     api::BackendFlows { service, backend, flows, by_state, oldest_seconds }
@@ -306,7 +325,7 @@ fn share(backend: &str, flows: u64, oldest_seconds: u64) -> api::BackendFlows {
 
 fn count(state: State) -> u64 {
     match state {
-        State::Free | State::Reset => 0,
+        State::Free | State::Reset | State::Answered | State::TimeWait => 0,
         State::Embryonic => 3,
         State::Young => 100,
         State::Old => 1131,

@@ -360,7 +360,7 @@ async fn another_version_is_told_from_garbage() {
         (
             "HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\n[]",
             "the answer from SOCKET is no sluice daemon's: invalid length 0, expected struct \
-             Status with 12 elements at line 1 column 2",
+             Status with 13 elements at line 1 column 2",
         ),
         (
             "SSH-2.0-OpenSSH\r\n",

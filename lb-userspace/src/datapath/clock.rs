@@ -15,6 +15,10 @@ use crate::model::IdleTimeouts;
 /// How long a flow is kept after the client's RST.
 const RESET: Duration = Duration::from_secs(5);
 
+/// How long a translated flow's port is kept when both its ends have closed: Linux's own
+/// TIME-WAIT (`TCP_TIMEWAIT_LEN`).
+const TIME_WAIT: Duration = Duration::from_secs(60);
+
 /// Ticks that a time may take at most: ages are kept modulo 256, and the sweep must come by
 /// before they wrap.
 const MAX_TICKS: u64 = 240;
@@ -44,7 +48,7 @@ pub struct Timing {
 impl Timing {
     /// The shortest tick of which 240 cover the longest time-out.
     pub fn from_hz(hz: u32, idle: &IdleTimeouts) -> Self {
-        let longest = idle.embryonic.max(idle.established).max(idle.closing).max(RESET);
+        let longest = idle.embryonic.max(idle.established).max(idle.closing).max(TIME_WAIT);
         let jiffies = longest.as_secs() * u64::from(hz);
         let tick_shift = jiffies.div_ceil(MAX_TICKS).next_power_of_two().trailing_zeros();
         let idle_ticks = idle_ticks(idle, hz, tick_shift);
@@ -59,10 +63,11 @@ pub(super) fn idle_ticks(idle: &IdleTimeouts, hz: u32, tick_shift: u32) -> [u8; 
     for state in State::ALL {
         let time = match state {
             State::Free => Duration::ZERO,
-            State::Embryonic => idle.embryonic,
+            State::Embryonic | State::Answered => idle.embryonic,
             State::Young | State::Old => idle.established,
             State::Closing => idle.closing,
             State::Reset => RESET,
+            State::TimeWait => TIME_WAIT,
         };
         by_state[state as usize] = ticks(time, hz, tick_shift);
     }
@@ -141,6 +146,7 @@ mod tests {
                 (State::Old, idle.established),
                 (State::Closing, idle.closing),
                 (State::Reset, RESET),
+                (State::TimeWait, TIME_WAIT),
             ];
             for (state, wanted) in wanted {
                 // An age above the limit: at least so many whole ticks have gone by.

@@ -14,7 +14,7 @@ use super::Maps;
 /// What was counted of one backend, on all CPUs together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct BackendCounters {
-    /// Packets and bytes forwarded to it.
+    /// Packets and bytes forwarded to it, and from it to its clients.
     pub traffic: Traffic,
     /// Events, in the order of [`Event::ALL`].
     pub events: [u64; EVENTS],
@@ -52,6 +52,8 @@ impl Maps {
             for (sum, traffic) in sums.iter_mut().zip(row) {
                 sum.traffic.packets += traffic.packets;
                 sum.traffic.bytes += traffic.bytes;
+                sum.traffic.return_packets += traffic.return_packets;
+                sum.traffic.return_bytes += traffic.return_bytes;
             }
         }
         for row in self.events(number)? {

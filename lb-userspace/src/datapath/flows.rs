@@ -2,6 +2,7 @@
 //! memory: a pass over a million entries takes milliseconds and no system call.
 
 use std::{
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     sync::atomic::{AtomicU64, Ordering},
 };
@@ -35,6 +36,8 @@ pub struct Sweep {
     pub entries: Vec<u32>,
     /// Entries by state, as in [`State::ALL`].
     pub by_state: [u32; State::ALL.len()],
+    /// Ports in use towards each backend from each address, by their indices.
+    pub nat_ports: HashMap<(u16, u16), u32>,
     /// Entries that had expired and were freed.
     pub freed: u32,
 }
@@ -45,15 +48,26 @@ impl Default for Sweep {
             active: vec![0; capacity::BACKENDS],
             entries: vec![0; capacity::BACKENDS],
             by_state: [0; State::ALL.len()],
+            nat_ports: HashMap::new(),
             freed: 0,
         }
     }
 }
 
 impl Sweep {
-    /// Entries in use.
+    /// Entries in use; a translated flow has two.
     pub fn used(&self) -> u32 {
-        self.by_state.iter().sum()
+        self.by_state.iter().sum::<u32>() + self.nat_ports.values().sum::<u32>()
+    }
+
+    /// Ports in use towards a backend.
+    pub fn nat_ports_of(&self, backend: u16) -> u32 {
+        self.nat_ports.iter().filter(|((of, _), _)| *of == backend).map(|(_, used)| used).sum()
+    }
+
+    /// Whether flows are translated to this address of ours, by its index.
+    pub fn uses_nat_address(&self, index: u16) -> bool {
+        self.nat_ports.keys().any(|(_, address)| *address == index)
     }
 }
 
@@ -96,6 +110,9 @@ pub struct FlowView {
     pub client: SocketAddr,
     /// The port connected to.
     pub vip_port: u16,
+    /// What the backend sees for the client, where that is translated: the index of an address in
+    /// `NAT_ADDRESSES`, 0 for the client's own, and a port.
+    pub nat: Option<(u16, u16)>,
     /// Index of the backend.
     pub backend: u16,
     /// What is known of it.
@@ -141,7 +158,9 @@ impl FlowMemory {
 
     /// Frees what has expired, and counts the rest.
     pub fn sweep(&self, settings: &Settings, limits: &IdleLimits, now: u32) -> Sweep {
-        sweep(self.words.words(), limits, tick_of(settings, u64::from(now)))
+        let record =
+            |word: usize| read_record(&self.records.words()[word * RECORD_WORDS..][..RECORD_WORDS]);
+        sweep(self.words.words(), record, limits, tick_of(settings, u64::from(now)))
     }
 
     /// Hands every flow of the backends that `of` names to `each`, until that has enough.
@@ -157,7 +176,8 @@ impl FlowMemory {
         let records = self.records.words().chunks_exact(RECORD_WORDS);
         for (word, record) in self.words.words().iter().zip(records) {
             let entry = Entry(word.load(Ordering::Relaxed));
-            if matches!(entry.state(), State::Free) || entry.is_expired(tick, settings) {
+            let is_free = matches!(entry.state(), State::Free) || entry.is_return();
+            if is_free || entry.is_expired(tick, settings) {
                 continue;
             }
             // The record is another cache line, for each flow.
@@ -171,6 +191,8 @@ impl FlowMemory {
                     u16::from_be_bytes(record.client_port),
                 ),
                 vip_port: u16::from_be_bytes(record.vip_port),
+                nat: (record.nat_port != [0; 2])
+                    .then_some((record.nat_address, u16::from_be_bytes(record.nat_port))),
                 backend: entry.backend(),
                 state: entry.state(),
                 age_seconds: clock::seconds(age(now, record.start as u32), settings.hz),
@@ -183,9 +205,14 @@ impl FlowMemory {
     }
 }
 
-fn sweep(words: &[AtomicU64], limits: &IdleLimits, tick: u8) -> Sweep {
+fn sweep(
+    words: &[AtomicU64],
+    record: impl Fn(usize) -> FlowRecord,
+    limits: &IdleLimits,
+    tick: u8,
+) -> Sweep {
     let mut sweep = Sweep::default();
-    for word in words {
+    for (place, word) in words.iter().enumerate() {
         let entry = Entry(word.load(Ordering::Relaxed));
         let state = entry.state();
         if matches!(state, State::Free) {
@@ -200,6 +227,12 @@ fn sweep(words: &[AtomicU64], limits: &IdleLimits, tick: u8) -> Sweep {
         }
         let backend = usize::from(entry.backend());
         sweep.entries[backend] += 1;
+        if entry.is_return() {
+            // The other half of a flow that is counted by its client's entry.
+            let address = record(place).nat_address;
+            *sweep.nat_ports.entry((entry.backend(), address)).or_default() += 1;
+            continue;
+        }
         sweep.active[backend] += u32::from(state.is_active());
         sweep.by_state[state as usize - 1] += 1;
     }
@@ -251,13 +284,18 @@ mod tests {
             entry(2, 50, State::Embryonic),
             entry(3, 0, State::Closing),
             AtomicU64::new(0),
+            AtomicU64::new(Entry::new(!0, 4, 100, State::Old).of_return().0),
         ];
         let limits = IdleLimits::new(settings.idle_ticks, std::iter::empty());
-        let sweep = sweep(&words, &limits, 100);
+        let record = |_| FlowRecord { nat_address: 7, ..FlowRecord::default() };
+        let sweep = sweep(&words, record, &limits, 100);
         assert_eq!((sweep.active[1], sweep.active[2], sweep.active[3]), (2, 1, 0));
         assert_eq!((sweep.entries[1], sweep.entries[2], sweep.entries[3]), (2, 2, 0));
-        assert_eq!(sweep.by_state, [1, 0, 1, 1, 1]);
-        assert_eq!((sweep.used(), sweep.freed), (4, 2));
+        assert_eq!(sweep.by_state, [1, 0, 1, 1, 1, 0, 0]);
+        assert_eq!((sweep.used(), sweep.freed), (5, 2));
+        // Of a translated flow the client's entry counts; the other takes a port, and a word.
+        assert_eq!((sweep.active[4], sweep.entries[4], sweep.nat_ports_of(4)), (0, 1, 1));
+        assert!(sweep.uses_nat_address(7) && !sweep.uses_nat_address(0));
         assert_eq!(words[4].load(Ordering::Relaxed), 0);
     }
 
@@ -276,8 +314,9 @@ mod tests {
         let limits = IdleLimits::new(settings.idle_ticks, [(1, own)].into_iter());
         let old = |backend| AtomicU64::new(Entry::new(!0, backend, 96, State::Old).0);
         let words = [old(1), old(2)];
-        assert_eq!(sweep(&words, &limits, 98).freed, 0);
-        assert_eq!(sweep(&words, &limits, 99).freed, 1);
+        let record = |_| FlowRecord::default();
+        assert_eq!(sweep(&words, record, &limits, 98).freed, 0);
+        assert_eq!(sweep(&words, record, &limits, 99).freed, 1);
         assert_eq!(words.each_ref().map(|word| word.load(Ordering::Relaxed) != 0), [false, true]);
     }
 }

@@ -36,7 +36,8 @@ pub(super) fn load(pins: &Pins, object: &[u8], flow_capacity: u32) -> Result<()>
     let mut loader = EbpfLoader::new();
     loader
         .map_max_entries(map::FLOWS, flow_capacity / GROUP as u32)
-        .map_max_entries(map::FLOW_RECORDS, flow_capacity);
+        .map_max_entries(map::FLOW_RECORDS, flow_capacity)
+        .map_max_entries(map::NAT_HOPS, flow_capacity);
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
@@ -103,7 +104,7 @@ pub(super) fn is_attached(program: &Xdp, pins: &Pins) -> Result<bool> {
 }
 
 /// What an instance's links run: by the program's id, the names of the interfaces.
-fn linked(pins: &Pins) -> Result<BTreeMap<u32, Vec<String>>> {
+pub(super) fn linked(pins: &Pins) -> Result<BTreeMap<u32, Vec<String>>> {
     let mut linked: BTreeMap<u32, Vec<String>> = BTreeMap::new();
     for interface in pins.links()? {
         let path = pins.link(&interface);

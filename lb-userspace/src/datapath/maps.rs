@@ -3,9 +3,9 @@
 #![expect(unsafe_code, reason = "aya wants its marker trait on map types")]
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     io,
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd},
     sync::atomic::Ordering,
 };
@@ -22,6 +22,7 @@ use lb_common::{
     },
     address::Address,
     flow::Group,
+    nat,
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
@@ -58,6 +59,8 @@ pub struct Maps {
     reasons: PerCpu<ReasonCounts>,
     probes: Table<ProbeLine>,
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
+    nat_addresses: Table<Address>,
+    nat_ends: HashMap<MapData, Raw<ServiceKey>, u32>,
 }
 
 impl Maps {
@@ -99,6 +102,8 @@ impl Maps {
             reasons: open!(map::REASONS),
             probes: open!(map::PROBES),
             probe_sources: open!(map::PROBE_SOURCES),
+            nat_addresses: open!(map::NAT_ADDRESSES),
+            nat_ends: open!(map::NAT_ENDS),
         })
     }
 
@@ -150,6 +155,42 @@ impl Maps {
     /// The addresses that probes are sent from.
     pub fn probe_sources(&self) -> Result<BTreeSet<IpAddr>> {
         addresses(&self.probe_sources).context("read PROBE_SOURCES")
+    }
+
+    /// The addresses that translated packets are sent from, by index; what nobody has written is
+    /// left out.
+    pub fn nat_addresses(&self) -> Result<BTreeMap<u16, IpAddr>> {
+        let all: Vec<Address> = read_array(&self.nat_addresses, abi::capacity::NAT_ADDRESSES)
+            .context("read NAT_ADDRESSES")?;
+        let written = (0..).zip(all).filter(|(_, address)| *address != Address::UNSPECIFIED);
+        Ok(written.map(|(index, address)| (index, address.into())).collect())
+    }
+
+    /// Writes one.
+    pub fn set_nat_address(&mut self, index: u16, address: Address) -> Result<()> {
+        self.nat_addresses.set(index.into(), Raw(address), 0).context("write NAT_ADDRESSES")
+    }
+
+    /// Both ends of translated connections; NAT addresses with port 0.
+    pub fn nat_ends(&self) -> Result<BTreeSet<SocketAddr>> {
+        let key = |Raw(key): Raw<ServiceKey>| {
+            SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port))
+        };
+        self.nat_ends
+            .keys()
+            .map(|found| found.map(key))
+            .collect::<Result<_, _>>()
+            .context("read NAT_ENDS")
+    }
+
+    /// Adds one.
+    pub fn add_nat_end(&mut self, end: SocketAddr) -> Result<()> {
+        self.nat_ends.insert(Raw(nat_end(end)), 0, 0).context("write NAT_ENDS")
+    }
+
+    /// Takes one away.
+    pub fn remove_nat_end(&mut self, end: SocketAddr) -> Result<()> {
+        self.nat_ends.remove(&Raw(nat_end(end))).context("delete from NAT_ENDS")
     }
 
     /// The probes under way, by source port; what another daemon has left is forgotten.
@@ -305,6 +346,10 @@ impl Maps {
     pub(super) fn flow_records_fd(&self) -> BorrowedFd<'_> {
         fd(self.flow_records.map())
     }
+}
+
+fn nat_end(end: SocketAddr) -> ServiceKey {
+    nat::end(end.ip().into(), end.port().to_be_bytes())
 }
 
 /// A Maglev table of its own, not in use yet.

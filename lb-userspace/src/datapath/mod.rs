@@ -159,7 +159,8 @@ impl Datapath {
             reuse_ticks: timing.reuse_ticks,
             network_namespace: network_namespace()?,
             probe_interface: 0,
-            reserved: 0,
+            nat_port_first: dataplane.nat_ports.first,
+            nat_port_count: dataplane.nat_ports.count() as u16,
             object_id: load::object_id(OBJECT),
             seed: seed.bytes(),
             hash_keys: seed.hash_keys(),
@@ -344,6 +345,16 @@ impl FlowTable {
     pub fn each(&self, of: impl Fn(u16) -> bool, each: impl FnMut(&FlowView) -> bool) {
         self.memory.each(&self.settings, self.now, of, each);
     }
+}
+
+/// The interfaces that an instance's links hold, each with the id of the program there: what can be
+/// known without a daemon.
+///
+/// # Errors
+/// If a link can't be looked at.
+pub fn linked(instance: &Instance) -> Result<Vec<(String, u32)>> {
+    let linked = load::linked(&Pins::of(instance))?.into_iter();
+    Ok(linked.flat_map(|(id, names)| names.into_iter().map(move |name| (name, id))).collect())
 }
 
 /// Id of the pinned program.

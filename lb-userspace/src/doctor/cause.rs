@@ -108,7 +108,9 @@ impl Cause {
             Self::NotListeningOnVip => {
                 format!("{own} takes frames for {}, but nobody listens on {vip} there", vip.ip())
             }
-            Self::ServiceDown => format!("{own} is up, but nobody listens on port {}", vip.port()),
+            Self::ServiceDown => {
+                format!("{own} is up, but nobody listens on port {}", backend.port())
+            }
             Self::HostDown => format!("nothing comes from {own}: it is down, or a firewall drops"),
             Self::NoWay => format!("there is no way to {own}"),
             Self::Narrow => {
@@ -144,7 +146,7 @@ impl Cause {
             Self::ServiceDown => Some(format!("start its service on {own}")),
             Self::HostDown => Some(format!(
                 "look whether {own} is up, and whether a firewall on it, or before it, drops port {}",
-                vip.port()
+                backend.port()
             )),
             Self::NoWay => Some(format!("look at `ip route get {own}` and `ip neigh show {own}`")),
             Self::Narrow => Some(format!(
@@ -226,5 +228,12 @@ mod tests {
             let mend = mend(cause, forwarding).expect("something can be done");
             assert!(mend.contains(expected), "{cause:?}: {mend}");
         }
+
+        // With nat it may listen on another port than the VIP's.
+        let other = "10.0.0.11:8080".parse().expect("a literal");
+        let says = Cause::ServiceDown.explained(Forwarding::Nat, vip, other);
+        assert!(says.contains("nobody listens on port 8080"), "{says}");
+        let says = Cause::HostDown.explained(Forwarding::Nat, vip, other);
+        assert!(says.contains("drops port 8080"), "{says}");
     }
 }

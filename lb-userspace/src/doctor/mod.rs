@@ -1,11 +1,13 @@
 //! `sluice doctor`: looks at this host and at the way to each backend, and says what is wrong and
 //! what to do about it.
 //!
-//! `host` and `cause` decide from what was seen, purely; here it is looked at. What goes by the
-//! VIP is the daemon's last probe (nobody else can send one); what goes directly is tried at once.
+//! `host`, `nat` and `cause` decide from what was seen, purely; here it is looked at. What goes by
+//! the VIP is the daemon's last probe (nobody else can send one); what goes directly is tried at
+//! once.
 
 mod cause;
 mod host;
+mod nat;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -131,17 +133,24 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
         ));
         front.extend(found);
     }
-    for vip in vips(desired) {
+    let vips: BTreeSet<IpAddr> = desired.services.iter().map(|service| service.vip.ip()).collect();
+    for address in desired.own_addresses() {
         // Only an address that this host has can be bound, whoever put it there.
-        if UdpSocket::bind((vip, 0)).await.is_err() {
+        if UdpSocket::bind((address, 0)).await.is_err() {
+            let what = if vips.contains(&address) { "VIP" } else { "NAT address" };
             findings.push(Finding::wrong(
-                format!("VIP {vip}"),
+                format!("{what} {address}"),
                 "this host does not own it: nobody answers ARP, neighbour discovery and ping for it",
                 "the daemon puts it back within a second; see `sluice status` if it does not"
                     .to_owned(),
             ));
         }
     }
+
+    if desired.replaces_clients() {
+        findings.push(nat::ports(network::port_clash(desired.dataplane.nat_ports)));
+    }
+    findings.extend(desired.services.iter().filter_map(nat::backends_route));
 
     let next_hops = resolve(desired).await?;
     let own = network::own_addresses().await?;
@@ -159,6 +168,9 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
         let before = findings.len();
         let hop = next_hops.get(&backend.address);
         findings.extend(host::way(about.clone(), service, backend, hop, client_mtu));
+        if let Some(Ok(hop)) = hop {
+            findings.extend(nat::answers(about.clone(), service, hop, &front));
+        }
         let no_way = unasked.get(&service.identity(backend));
         if hop.is_some_and(Result::is_ok) {
             findings.extend(
@@ -203,12 +215,6 @@ fn illness(
         return Some(Finding::doubt(about, says, mend));
     }
     Some(Finding::wrong(about, says, mend))
-}
-
-/// The VIPs that this host shall own.
-fn vips(desired: &Desired) -> BTreeSet<IpAddr> {
-    let services = desired.services.iter().filter(|_| desired.dataplane.own_vips);
-    services.map(|service| service.vip.ip()).collect()
 }
 
 /// Where the backends are, asked of the kernel anew.

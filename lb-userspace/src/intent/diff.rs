@@ -73,6 +73,8 @@ fn of_service(old: &Service, new: &Service) -> Vec<String> {
     };
     compare("vip", old.vip.to_string(), new.vip.to_string());
     compare("forwarding", old.forwarding.name().into(), new.forwarding.name().into());
+    compare("client_address", old.client_address.name().into(), new.client_address.name().into());
+    compare("nat_addresses", nat_addresses(old), nat_addresses(new));
     compare("affinity", old.affinity.name().into(), new.affinity.name().into());
     compare("slots", old.slots.to_string(), new.slots.to_string());
     compare("min_available", old.min_available.to_string(), new.min_available.to_string());
@@ -97,20 +99,27 @@ fn of_service(old: &Service, new: &Service) -> Vec<String> {
     changes
 }
 
+fn nat_addresses(service: &Service) -> String {
+    match service.client_address.named() {
+        [] => "none".to_owned(),
+        named => named.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "),
+    }
+}
+
 fn of_backends(old: Option<&Service>, new: Option<&Service>, after: &Desired) -> Vec<Difference> {
     let name = old.or(new).map_or("", |service| &*service.name);
     let (before, now) = (by_identity(old), by_identity(new));
     let mut differences = Vec::new();
     for (identity, backend) in &before {
         if !now.contains_key(identity) {
-            let text = format!("{}: {}", backend.address, how_it_goes(*identity, after));
+            let text = format!("{}: {}", place(*identity), how_it_goes(*identity, after));
             differences.push(difference(Action::Remove, name, Some(&backend.name), text));
         }
     }
     for (identity, backend) in &now {
         match before.get(identity) {
             None => {
-                let text = format!("{} weight {}", backend.address, backend.weight);
+                let text = format!("{} weight {}", place(*identity), backend.weight);
                 differences.push(difference(Action::Add, name, Some(&backend.name), text));
             }
             Some(was) => {
@@ -152,6 +161,11 @@ fn of_backend(old: &Backend, new: &Backend) -> Vec<String> {
         changes.push("another deadline".to_owned());
     }
     changes
+}
+
+/// Where a backend is: its port too, if it is not the VIP's.
+fn place((vip, backend): Identity) -> String {
+    if backend.port() == vip.port() { backend.ip().to_string() } else { backend.to_string() }
 }
 
 /// What becomes of a backend that is not wanted any more.

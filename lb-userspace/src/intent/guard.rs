@@ -8,7 +8,7 @@ use super::Target;
 use crate::{
     choice::{Condition, available},
     config::{MAX_FILE_BYTES, Problem},
-    model::{Backend, Desired, Service},
+    model::{Backend, Desired, PortClash, Service},
 };
 
 /// Why nothing was changed.
@@ -72,6 +72,9 @@ pub enum Refusal {
         /// Longest allowed.
         longest: Duration,
     },
+    /// NAT would begin, with ports that are not its own.
+    #[error("refused: {0}")]
+    Ports(PortClash),
     /// A file that can't be what is wanted.
     #[error("{0}")]
     File(String),

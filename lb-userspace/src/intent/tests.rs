@@ -6,6 +6,8 @@ use crate::{
     config::{BackendSpec, ServiceSpec},
 };
 
+mod nat;
+
 const FILE: &str = r#"
 [dataplane]
 interfaces = ["eth0"]

@@ -1,5 +1,7 @@
 //! VIPs on this host's interfaces: a balancer's, so that the kernel answers ARP, neighbour
-//! discovery and ping for them; a backend's, so that it takes the frames that come to it.
+//! discovery and ping for them; a backend's, so that it takes the frames that come to it. A
+//! balancer's NAT addresses, to which backends answer, are treated as its VIPs, and meant where
+//! VIPs are spoken of here.
 //!
 //! The families differ. For an IPv4 address on loopback the kernel answers ARP on every
 //! interface (until `arp_ignore` says otherwise). For an IPv6 address it answers neighbour

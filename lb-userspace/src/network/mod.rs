@@ -1,5 +1,6 @@
 //! What Sluice asks of the host's network, all by netlink and `/proc/sys`: where the next hop
-//! of each backend is, which interfaces there are, the VIPs on loopback, ARP settings.
+//! of each backend is, which interfaces there are, the VIPs and NAT addresses on loopback, ARP
+//! settings, the ports of the host's own sockets.
 //!
 //! Everything happens in the network namespace of the calling thread. The kernel answers a
 //! netlink request inside `sendto`, so a driver that holds the kernel's network lock for
@@ -29,7 +30,7 @@ pub use self::{
     next_hop::{NextHop, Unresolved},
     probe_namespace::{NamespaceError, ProbeNamespace},
     resolver::{NextHops, Snapshot},
-    sysctl::{Ipv4Setting, Sysctl},
+    sysctl::{Ipv4Setting, Sysctl, port_clash},
 };
 
 /// A link-layer address, in the order of its bytes on the wire.

@@ -1,4 +1,5 @@
-//! Settings of an interface under `/proc/sys/net/ipv4/conf`.
+//! Settings of an interface under `/proc/sys/net/ipv4/conf`, and which ports the host's own
+//! sockets get.
 //!
 //! `/proc/sys/net` shows the network namespace of the thread that opens the file, whichever
 //! namespace `/proc` was mounted in (`net_ctl_root` in the kernel's `net/sysctl_net.c`).
@@ -9,9 +10,12 @@ use std::{
 };
 
 use super::Error;
+use crate::model::{PortClash, PortRange};
 
-/// Where the kernel keeps them.
+/// Where the kernel keeps those of interfaces.
 const ROOT: &str = "/proc/sys/net/ipv4/conf";
+/// First and last port for sockets that name none, of IPv6 too.
+const LOCAL_PORTS: &str = "/proc/sys/net/ipv4/ip_local_port_range";
 
 /// What of an interface is set. For each the kernel combines the value of `all` with the
 /// interface's own: the greater one counts (`IN_DEV_MAXCONF`, `include/linux/inetdevice.h`).
@@ -76,6 +80,25 @@ impl Sysctl {
     }
 }
 
+/// Whether the host's own sockets get ports that NAT uses.
+///
+/// # Errors
+/// If the kernel does not tell which ports they get.
+pub fn port_clash(nat: PortRange) -> Result<Option<PortClash>, Error> {
+    Ok(PortClash::of(nat, local_ports()?))
+}
+
+/// The ports that the kernel gives to sockets that name none: to those of IPv6 too.
+fn local_ports() -> Result<PortRange, Error> {
+    let error = |source| Error::Sysctl { attempt: "read", path: LOCAL_PORTS.into(), source };
+    let text = fs::read_to_string(LOCAL_PORTS).map_err(error)?;
+    let mut ports = text.split_whitespace().map(str::parse);
+    match (ports.next(), ports.next()) {
+        (Some(Ok(first)), Some(Ok(last))) => Ok(PortRange { first, last }),
+        _ => Err(error(io::Error::other(format!("{:?} is no range of ports", text.trim())))),
+    }
+}
+
 /// What to do about an error, to follow its text.
 pub(super) fn remedy(error: &io::Error) -> &'static str {
     match error.kind() {
@@ -115,6 +138,21 @@ mod tests {
             "can't read /proc/sys/net/ipv4/conf/h2-absent/arp_ignore: \
              No such file or directory (os error 2): there is no such interface"
         );
+    }
+
+    #[test]
+    fn ports_clash_with_those_of_the_threads_own_namespace() {
+        let (Some(here), Some(there)) = (Namespace::new(), Namespace::new()) else { return };
+        let write = || fs::write(LOCAL_PORTS, "20000 40001");
+        here.run(write).expect("the namespace's own setting");
+        let clash = |namespace: &Namespace| {
+            let clash = namespace.run(|| port_clash(PortRange::NAT)).expect("it can be read");
+            clash.map(|clash| clash.to_string())
+        };
+        let text = clash(&here).expect("a clash");
+        assert!(text.contains("nat_ports 1024-32767 and this host's net.ipv4."), "{text}");
+        assert!(text.contains("ip_local_port_range 20000-40001 overlap"), "{text}");
+        assert_eq!(clash(&there), None, "Linux's own default leaves NAT its own");
     }
 
     #[test]

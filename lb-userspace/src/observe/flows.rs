@@ -4,7 +4,7 @@
 use std::{
     cmp::Ordering,
     collections::{BTreeMap, BinaryHeap, HashMap},
-    net::SocketAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use anyhow::Result;
@@ -20,7 +20,11 @@ use crate::{
 pub(super) struct Look {
     table: Result<FlowTable>,
     names: Names,
+    nat_addresses: NatAddresses,
 }
+
+/// What backends see for clients, by index.
+type NatAddresses = BTreeMap<u16, IpAddr>;
 
 /// The names of service and backend, and the VIP, by backend index.
 type Names = HashMap<u16, (String, String, SocketAddr)>;
@@ -28,17 +32,18 @@ type Names = HashMap<u16, (String, String, SocketAddr)>;
 impl Look {
     /// What is needed of the state.
     pub fn begin(state: &State) -> Self {
-        Self { table: state.datapath.flow_table(), names: names(state) }
+        let nat_addresses = state.image.nat_addresses.clone();
+        Self { table: state.datapath.flow_table(), names: names(state), nat_addresses }
     }
 
     /// Lists and counts what matches.
     pub fn take(self, filter: &FlowFilter) -> api::Flows {
-        let Self { table, mut names } = self;
+        let Self { table, mut names, nat_addresses } = self;
         names.retain(|_, (service, backend, _)| {
             filter.service.as_ref().is_none_or(|wanted| wanted == service)
                 && filter.backend.as_ref().is_none_or(|wanted| wanted == backend)
         });
-        let mut listing = Listing::new(&names, filter);
+        let mut listing = Listing::new(&names, &nat_addresses, filter);
         match table {
             Ok(table) => {
                 let of = |backend: u16| names.contains_key(&backend);
@@ -57,6 +62,7 @@ impl Look {
 /// of them.
 struct Listing<'f> {
     names: &'f Names,
+    nat_addresses: &'f NatAddresses,
     filter: &'f FlowFilter,
     limit: usize,
     kept: BinaryHeap<Kept>,
@@ -101,7 +107,7 @@ impl Ord for Kept {
 }
 
 impl<'f> Listing<'f> {
-    fn new(names: &'f Names, filter: &'f FlowFilter) -> Self {
+    fn new(names: &'f Names, nat_addresses: &'f NatAddresses, filter: &'f FlowFilter) -> Self {
         let mut sorted: Vec<(&str, &str, u16)> = names
             .iter()
             .map(|(index, (service, backend, _))| (&**service, &**backend, *index))
@@ -109,6 +115,7 @@ impl<'f> Listing<'f> {
         sorted.sort_unstable();
         Self {
             names,
+            nat_addresses,
             filter,
             limit: filter.limit(),
             kept: BinaryHeap::new(),
@@ -153,9 +160,12 @@ impl<'f> Listing<'f> {
     }
 
     fn end(self) -> api::Flows {
-        let Self { names, limit, kept, counts, oldest, matching, .. } = self;
-        let flows: Vec<api::Flow> =
-            kept.into_sorted_vec().iter().filter_map(|kept| tell(&kept.flow, names)).collect();
+        let Self { names, nat_addresses, limit, kept, counts, oldest, matching, .. } = self;
+        let flows: Vec<api::Flow> = kept
+            .into_sorted_vec()
+            .iter()
+            .filter_map(|kept| tell(&kept.flow, names, nat_addresses))
+            .collect();
         let mut all = Tally::default();
         // One name may stand for several backends: two that were removed.
         let mut shares: BTreeMap<(&str, &str), Tally> = BTreeMap::new();
@@ -179,7 +189,7 @@ impl<'f> Listing<'f> {
             matching,
             by_state: all.told(),
             by_backend: by_backend.collect(),
-            oldest: oldest.and_then(|flow| tell(&flow, names)),
+            oldest: oldest.and_then(|flow| tell(&flow, names, nat_addresses)),
             limit,
         }
     }
@@ -202,7 +212,16 @@ impl Tally {
     }
 }
 
-fn tell(flow: &FlowView, names: &Names) -> Option<api::Flow> {
+/// What a backend sees for a client.
+fn seen(nat: &NatAddresses, client: SocketAddr, (address, port): (u16, u16)) -> Option<String> {
+    let address = match address {
+        0 => client.ip(),
+        index => *nat.get(&index)?,
+    };
+    Some(SocketAddr::new(address, port).to_string())
+}
+
+fn tell(flow: &FlowView, names: &Names, nat: &NatAddresses) -> Option<api::Flow> {
     let (service, backend, vip) = names.get(&flow.backend)?;
     let vip = SocketAddr::new(vip.ip(), flow.vip_port);
     Some(api::Flow {
@@ -210,6 +229,7 @@ fn tell(flow: &FlowView, names: &Names) -> Option<api::Flow> {
         vip: vip.to_string(),
         service: service.clone(),
         backend: backend.clone(),
+        nat: flow.nat.and_then(|translated| seen(nat, flow.client, translated)),
         state: flow.state.name().to_owned(),
         age_seconds: flow.age_seconds as u64,
         idle_seconds: flow.idle_seconds as u64,
@@ -233,7 +253,8 @@ mod tests {
     /// Of so many flows, in a disorder that is always the same.
     fn list(filter: &FlowFilter, count: u32) -> api::Flows {
         let names = names();
-        let mut listing = Listing::new(&names, filter);
+        let nat = NatAddresses::new();
+        let mut listing = Listing::new(&names, &nat, filter);
         for number in 0..count {
             // Coprime to any power of two: each age below `count` once.
             let age = number.wrapping_mul(2_654_435_761) % count;
@@ -241,6 +262,7 @@ mod tests {
             listing.see(&FlowView {
                 client: SocketAddr::from(([10, b, c, d], 40_000)),
                 vip_port: 443,
+                nat: None,
                 backend: (number % 4) as u16,
                 state: flow::State::ALL[(number / 4 % 2) as usize],
                 age_seconds: f64::from(age),

@@ -8,6 +8,7 @@ mod recorder;
 mod state;
 mod status;
 mod traffic;
+mod trouble;
 mod why;
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -112,8 +112,8 @@ impl State {
 
 fn figures(counters: &BackendCounters, active: u32) -> Figures {
     Figures {
-        packets: counters.traffic.packets,
-        bytes: counters.traffic.bytes,
+        packets: counters.traffic.forwarded(),
+        bytes: counters.traffic.bytes + counters.traffic.return_bytes,
         active: active.into(),
         events: counters.events,
     }

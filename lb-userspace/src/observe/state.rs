@@ -8,9 +8,9 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::{address::Address, counters::Event};
+use lb_common::{abi::Settings, address::Address, counters::Event};
 
-use super::{recorder::Recording, traffic::Pools};
+use super::{recorder::Recording, traffic::Pools, trouble::Onsets};
 use crate::{
     control::api::EventKind,
     datapath::{Datapath, IdleLimits, Sweep},
@@ -22,9 +22,9 @@ use crate::{
         kept::{Restored, Store},
     },
     journal::{Entry, Journal},
-    model::{Backend, Desired, Identity, IdleTimeouts, Service},
+    model::{Backend, Desired, Identity, IdleTimeouts, PortRange, Service},
     network::{Interface, Snapshot, XdpProgram},
-    reconcile::{self, Image, ServiceImage},
+    reconcile::{self, Image, InUse, ServiceImage},
 };
 
 /// Services whose Maglev tables are compared slot by slot in one look at the maps: some 10 ms.
@@ -58,6 +58,8 @@ pub struct State {
     pub traffic: HashMap<Identity, Traffic>,
     /// What they were seen to do.
     pub(super) pools: Pools,
+    /// Since when things are wrong.
+    pub(super) onsets: Onsets,
     /// The last pass over the flow table.
     pub sweep: Sweep,
     /// The interfaces as last seen.
@@ -108,6 +110,23 @@ impl InterfaceSeen {
     }
 }
 
+/// What the last sweep says of what nobody wants any more.
+struct LastSweep<'s> {
+    sweep: &'s Sweep,
+    /// It began after the last change of the maps.
+    is_newer: bool,
+}
+
+impl InUse for LastSweep<'_> {
+    fn is_idle(&self, backend: u16) -> bool {
+        self.is_newer && self.sweep.entries[usize::from(backend)] == 0
+    }
+
+    fn uses_nat_address(&self, index: u16) -> bool {
+        !self.is_newer || self.sweep.uses_nat_address(index)
+    }
+}
+
 impl State {
     /// A state about which nothing has been seen yet.
     pub fn new(instance: Instance, restored: Restored, datapath: Datapath, image: Image) -> Self {
@@ -132,6 +151,7 @@ impl State {
             probes: None,
             traffic: HashMap::new(),
             pools: Pools::new(),
+            onsets: Onsets::default(),
             sweep: Sweep::default(),
             interfaces: Vec::new(),
             reconcile_error: None,
@@ -148,6 +168,13 @@ impl State {
         }
     }
 
+    /// What NAT takes its ports from, whatever has been asked for since.
+    pub fn nat_ports(&self) -> PortRange {
+        let Settings { nat_port_first: first, nat_port_count: count, .. } =
+            *self.datapath.settings();
+        PortRange { first, last: first.saturating_add(count.saturating_sub(1)) }
+    }
+
     /// Makes the maps hold what is wanted.
     ///
     /// # Errors
@@ -159,10 +186,11 @@ impl State {
             &self.next_hops,
             self.judge.standings(),
             &self.datapath.seed(),
+            self.client_mtu(),
         );
-        let sweep_is_newer = self.swept.is_some_and(|swept| swept > self.changed);
-        let is_idle = |index: u16| sweep_is_newer && self.sweep.entries[usize::from(index)] == 0;
-        let writes = reconcile::plan(&self.image, &wanted, &self.probe_sources, is_idle)?;
+        let is_newer = self.swept.is_some_and(|swept| swept > self.changed);
+        let in_use = LastSweep { sweep: &self.sweep, is_newer };
+        let writes = reconcile::plan(&self.image, &wanted, &self.probe_sources, &in_use)?;
         if writes.is_empty() {
             return Ok(());
         }
@@ -170,6 +198,12 @@ impl State {
         let result = reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image);
         self.changed = Instant::now();
         result
+    }
+
+    /// The smallest MTU of the interfaces where clients' packets arrive, if they are known.
+    fn client_mtu(&self) -> Option<u16> {
+        let found = self.interfaces.iter().filter_map(|seen| seen.found.as_ref());
+        found.map(|interface| u16::try_from(interface.mtu).unwrap_or(u16::MAX)).min()
     }
 
     /// [`Self::reconcile`], with what went wrong kept for those who ask, and logged once.

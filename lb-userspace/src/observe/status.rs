@@ -13,13 +13,10 @@ use crate::{
     control::api,
     datapath::BackendCounters,
     drain::{Admin, Moment},
-    health::{self, Seen, Standing},
+    health::{self, Seen},
     model::{Backend, Identity, Service, XdpMode},
     network::{NextHop, Unresolved},
 };
-
-/// Share of the flow table that is more than it is made for.
-const CROWDED: f64 = 0.75;
 
 pub(super) fn status(state: &State) -> api::Status {
     let interfaces: Vec<api::Interface> = state
@@ -42,7 +39,8 @@ pub(super) fn status(state: &State) -> api::Status {
     let counted = Counted::of(state);
     let services = state.desired.services.iter().map(|s| service(state, &counted, s)).collect();
     let attached = !interfaces.is_empty() && interfaces.iter().all(|i| i.attached);
-    let problems = problems(state, &interfaces, &counted);
+    let troubles = state.troubles(&counted.seen, counted.error.as_deref());
+    let is_wrong = |trouble: &&api::Trouble| trouble.severity != api::Severity::Notice;
     api::Status {
         instance: state.instance.name().to_owned(),
         version: api::VERSION.to_owned(),
@@ -55,7 +53,8 @@ pub(super) fn status(state: &State) -> api::Status {
         config: state.intent.declared().name().to_owned(),
         generation: state.intent.generation(),
         drift_repairs_total: state.drift_repairs,
-        problems,
+        problems: troubles.iter().filter(is_wrong).map(api::Trouble::sentence).collect(),
+        troubles,
     }
 }
 
@@ -206,6 +205,9 @@ fn backend(
         new_flows_total: counters.event(Event::NewFlow),
         packets_total: counters.traffic.packets,
         bytes_total: counters.traffic.bytes,
+        return_packets_total: counters.traffic.return_packets,
+        return_bytes_total: counters.traffic.return_bytes,
+        nat_ports: nat_ports(state, service, index),
         adopted_flows_total: counters.event(Event::Adopted),
         untracked_flows_total: counters.event(Event::Untracked),
         syn_retransmissions_total: counters.event(Event::SynRetransmission),
@@ -213,11 +215,25 @@ fn backend(
         handshakes_total: counters.event(Event::Handshake),
         client_resets_total: counters.event(Event::ClientReset),
         second_tries_total: counters.event(Event::SecondTry),
+        refusals_total: counters.event(Event::Refusal),
+        backend_resets_total: counters.event(Event::BackendReset),
         handshake_times: api::HandshakeTimes::new(
             &counters.handshakes,
             state.datapath.settings().hz,
         ),
     }
+}
+
+/// Ports taken and to be had towards a backend, from the addresses that its service has now.
+fn nat_ports(state: &State, service: &Service, index: Option<u16>) -> Option<api::NatPorts> {
+    if !service.replaces_clients() {
+        return None;
+    }
+    let addresses = service.client_address.named().len().max(1) as u64;
+    Some(api::NatPorts {
+        used: index.map_or(0, |index| u64::from(state.sweep.nat_ports_of(index))),
+        capacity: addresses * u64::from(state.nat_ports().count()),
+    })
 }
 
 /// The last probe of a backend, in the words of the API.
@@ -243,60 +259,9 @@ fn describe(next_hop: Option<&Result<NextHop, Unresolved>>) -> String {
     }
 }
 
-fn problems(state: &State, interfaces: &[api::Interface], counted: &Counted) -> Vec<String> {
-    let mut problems = Vec::new();
-    for interface in interfaces.iter().filter(|interface| !interface.attached) {
-        problems.push(format!(
-            "{} does not run our program, so what arrives there is not balanced: see `ip link` \
-             whether it is there, and whose program it runs",
-            interface.name
-        ));
-    }
-    for found in state.interfaces.iter().filter_map(|seen| seen.found.as_ref()) {
-        problems.extend(found.fault().map(|fault| format!("{} {fault}", found.name)));
-    }
-    for service in &state.desired.services {
-        if let Some(why) = state.judge.hold(service) {
-            problems.push(format!(
-                "{}: {why}: those that were well are kept as they are",
-                service.name
-            ));
-        }
-        for backend in &service.backends {
-            let standing = state.judge.standings().of(service, backend);
-            let ill = |standing: &&Standing| {
-                matches!(standing.health, health::State::Unhealthy | health::State::Unreachable)
-            };
-            if let Some(fault) = standing.filter(ill).and_then(|standing| standing.fault.as_ref()) {
-                problems.push(format!("{}/{}: {fault}", service.name, backend.name));
-            }
-        }
-    }
-    let used = f64::from(state.sweep.used());
-    let capacity = f64::from(state.datapath.flow_capacity());
-    if used > capacity * CROWDED {
-        problems.push(format!(
-            "the flow table is {:.0} % full; flows that find no place break if backends change \
-             meanwhile: raise flow_capacity",
-            used / capacity * 100.0
-        ));
-    }
-    problems
-        .extend(state.reconcile_error.iter().map(|e| format!("the maps are not as wanted: {e}")));
-    problems.extend(state.attach_error.clone());
-    problems.extend(state.not_forwarded.iter().cloned());
-    problems.extend(state.keep_error.clone());
-    problems.extend(state.journal.error());
-    problems.extend(state.recording.error());
-    problems.extend(state.reload_error.clone());
-    problems.extend(counted.error.clone());
-    problems.extend(state.notes.iter().cloned());
-    problems
-}
-
 /// Frames sent to backends, the removed ones' not included.
 pub(super) fn forwarded(state: &State) -> u64 {
-    Counted::of(state).counters.values().map(|counters| counters.traffic.packets).sum()
+    Counted::of(state).counters.values().map(|counters| counters.traffic.forwarded()).sum()
 }
 
 /// Frames not forwarded, by reason.

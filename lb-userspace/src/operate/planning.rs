@@ -186,6 +186,7 @@ mod tests {
             let flow = FlowView {
                 client,
                 vip_port: vip.port(),
+                nat: None,
                 backend: 1,
                 state: lb_common::flow::State::Old,
                 age_seconds: 1.0,

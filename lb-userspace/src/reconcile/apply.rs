@@ -9,7 +9,7 @@ use lb_common::{
     service::BackendState,
 };
 
-use super::{Image, ServiceImage, Write};
+use super::{Filter, Image, ServiceImage, Write};
 use crate::datapath::Maps;
 
 /// Maglev tables that are made and written together: some 8 MiB of default length.
@@ -61,7 +61,10 @@ fn write_one(write: &Write, maps: &mut Maps) -> Result<()> {
         Write::RemoveVip(vip) => maps.remove_vip((*vip).into()),
         Write::AddProbeSource(source) => maps.add_probe_source((*source).into()),
         Write::RemoveProbeSource(source) => maps.remove_probe_source((*source).into()),
-        Write::Filter(words) => maps.set_filter(&filter(words)),
+        Write::NatAddress(index, address) => maps.set_nat_address(*index, (*address).into()),
+        Write::AddNatEnd(end) => maps.add_nat_end(*end),
+        Write::RemoveNatEnd(end) => maps.remove_nat_end(*end),
+        Write::Filter(filter) => maps.set_filter(&filter_of(filter)),
         Write::Orphan(_) => Ok(()),
         Write::RemoveService(index) => maps.set_service(u32::from(*index), &Service::default()),
         Write::RemoveBackend(index) => maps.set_backend(u32::from(*index), &Backend::default()),
@@ -111,7 +114,9 @@ pub fn read(maps: &Maps) -> Result<Image> {
     let mut image = Image {
         vips: maps.vips()?,
         probe_sources: maps.probe_sources()?,
-        filter: Some(maps.filter()?.words.to_vec()),
+        nat_addresses: maps.nat_addresses()?,
+        nat_ends: maps.nat_ends()?,
+        filter: Some(filter(maps)?),
         ..Image::default()
     };
     for (index, service) in (0..).zip(maps.services(capacity::SERVICES)?) {
@@ -152,7 +157,9 @@ pub fn look(maps: &Maps, image: &Image, closely: Range<u16>) -> Result<Image> {
     let mut seen = Image {
         vips: maps.vips()?,
         probe_sources: maps.probe_sources()?,
-        filter: Some(maps.filter()?.words.to_vec()),
+        nat_addresses: maps.nat_addresses()?,
+        nat_ends: maps.nat_ends()?,
+        filter: Some(filter(maps)?),
         ..Image::default()
     };
     for (index, service) in &image.services {
@@ -193,8 +200,15 @@ fn table(members: &[Member], slots: u32) -> Vec<u16> {
     table
 }
 
-fn filter(words: &[u64]) -> VipFilter {
-    let mut filter = VipFilter { words: [0; capacity::FILTER_WORDS] };
-    filter.words.copy_from_slice(words);
+fn filter_of(wanted: &Filter) -> VipFilter {
+    let mut filter =
+        VipFilter { words: [0; capacity::FILTER_WORDS], sources: u64::from(wanted.sources) };
+    filter.words.copy_from_slice(&wanted.words);
     filter
+}
+
+/// The filter as it stands in the map.
+fn filter(maps: &Maps) -> Result<Filter> {
+    let VipFilter { words, sources } = maps.filter()?;
+    Ok(Filter { words: words.to_vec(), sources: sources != 0 })
 }

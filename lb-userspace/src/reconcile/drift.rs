@@ -41,10 +41,16 @@ pub fn repairs(image: &Image, seen: &Image) -> Vec<Write> {
     let sources = (&image.probe_sources, &seen.probe_sources);
     doors.extend(sources.0.difference(sources.1).map(|source| Write::AddProbeSource(*source)));
     doors.extend(sources.1.difference(sources.0).map(|source| Write::RemoveProbeSource(*source)));
-    if let Some(words) = &image.filter
-        && seen.filter.as_ref() != Some(words)
+    let nat = image.nat_addresses.iter();
+    let lost = nat.filter(|(index, address)| seen.nat_addresses.get(index) != Some(address));
+    parts.extend(lost.map(|(index, address)| Write::NatAddress(*index, *address)));
+    let ends = (&image.nat_ends, &seen.nat_ends);
+    doors.extend(ends.0.difference(ends.1).map(|end| Write::AddNatEnd(*end)));
+    doors.extend(ends.1.difference(ends.0).map(|end| Write::RemoveNatEnd(*end)));
+    if let Some(filter) = &image.filter
+        && seen.filter.as_ref() != Some(filter)
     {
-        doors.push(Write::Filter(words.clone()));
+        doors.push(Write::Filter(filter.clone()));
     }
     parts.extend(doors);
     parts
@@ -66,6 +72,8 @@ pub fn describe(write: &Write) -> String {
         Write::AddProbeSource(source) | Write::RemoveProbeSource(source) => {
             format!("PROBE_SOURCES {source}")
         }
+        Write::NatAddress(index, address) => format!("NAT_ADDRESSES {index} ({address})"),
+        Write::AddNatEnd(end) | Write::RemoveNatEnd(end) => format!("NAT_ENDS {end}"),
         Write::Filter(_) => "VIP_FILTER".to_owned(),
         Write::ClearCounters(index)
         | Write::Orphan(index)
@@ -80,7 +88,10 @@ fn vip(key: &lb_common::abi::ServiceKey) -> std::net::SocketAddr {
 
 #[cfg(test)]
 mod tests {
-    use std::{collections::BTreeMap, net::IpAddr};
+    use std::{
+        collections::BTreeMap,
+        net::{IpAddr, SocketAddr},
+    };
 
     use lb_common::{
         abi::{Egress, ServiceKey},
@@ -88,7 +99,7 @@ mod tests {
     };
 
     use super::*;
-    use crate::reconcile::ServiceImage;
+    use crate::reconcile::{Filter, ServiceImage};
 
     fn image() -> Image {
         let key = ServiceKey {
@@ -108,7 +119,9 @@ mod tests {
             egresses: BTreeMap::from([(1, egress)]),
             vips: [[203, 0, 113, 10].into()].into(),
             probe_sources: [[198, 18, 0, 1].into()].into(),
-            filter: Some(vec![1, 2]),
+            nat_addresses: BTreeMap::from([(1, [198, 18, 0, 1].into())]),
+            nat_ends: [SocketAddr::from(([10, 0, 0, 1], 80))].into(),
+            filter: Some(Filter { words: vec![1, 2], sources: false }),
             ..Image::default()
         }
     }
@@ -121,7 +134,7 @@ mod tests {
     #[test]
     fn each_loss_is_mended_by_one_write() {
         type Loss = fn(&mut Image);
-        let cases: [(Loss, &str); 11] = [
+        let cases: [(Loss, &str); 15] = [
             (|seen| seen.egresses.clear(), "EGRESSES 1"),
             (|seen| seen.backends.clear(), "BACKENDS 1 (10.0.0.1)"),
             (|seen| service(seen).service.slots = 0, "SERVICES 0 (203.0.113.10:80)"),
@@ -135,6 +148,13 @@ mod tests {
                 |seen| seen.probe_sources.extend([IpAddr::from([9, 9, 9, 9])]),
                 "PROBE_SOURCES 9.9.9.9",
             ),
+            (|seen| seen.nat_addresses.clear(), "NAT_ADDRESSES 1 (198.18.0.1)"),
+            (|seen| seen.nat_ends.clear(), "NAT_ENDS 10.0.0.1:80"),
+            (
+                |seen| seen.nat_ends.extend([SocketAddr::from(([9, 9, 9, 9], 9))]),
+                "NAT_ENDS 9.9.9.9:9",
+            ),
+            (|seen| seen.filter = Some(Filter { words: vec![1, 2], sources: true }), "VIP_FILTER"),
             (|seen| seen.filter = None, "VIP_FILTER"),
         ];
         for (lose, expected) in cases {
@@ -151,7 +171,7 @@ mod tests {
         let named: Vec<String> = repairs.iter().map(describe).collect();
         assert_eq!(named[0], "EGRESSES 1");
         assert_eq!(named[named.len() - 1], "VIP_FILTER");
-        assert_eq!(named.len(), 8);
+        assert_eq!(named.len(), 10);
     }
 
     fn service(seen: &mut Image) -> &mut ServiceImage {

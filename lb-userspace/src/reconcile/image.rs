@@ -2,7 +2,7 @@
 
 use std::{
     collections::{BTreeMap, BTreeSet},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use lb_common::{
@@ -28,8 +28,37 @@ pub struct Image {
     pub vips: BTreeSet<IpAddr>,
     /// Our own addresses, from which probes are sent.
     pub probe_sources: BTreeSet<IpAddr>,
-    /// The words of the filter that lets all of them through; `None`: not known.
-    pub filter: Option<Vec<u64>>,
+    /// The addresses that translated packets are sent from, by index, from 1. None is taken away
+    /// while the instance lives: a late packet might come back to it.
+    pub nat_addresses: BTreeMap<u16, IpAddr>,
+    /// Both ends of translated connections; those addresses with port 0.
+    pub nat_ends: BTreeSet<SocketAddr>,
+    /// The filter that lets all of them through; `None`: not known.
+    pub filter: Option<Filter>,
+}
+
+/// What the kernel's filter holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Filter {
+    /// A bit for each address.
+    pub words: Vec<u64>,
+    /// Whether packets are also told by their sources.
+    pub sources: bool,
+}
+
+impl Filter {
+    /// One that lets packets to these addresses through, and from these.
+    pub(super) fn of<'a>(
+        to: impl IntoIterator<Item = &'a IpAddr>,
+        from: &'a BTreeSet<IpAddr>,
+    ) -> Self {
+        let mut words = vec![0; FILTER_WORDS];
+        for address in to.into_iter().chain(from) {
+            let (word, mask) = filter_position((*address).into());
+            words[word] |= mask;
+        }
+        Self { words, sources: !from.is_empty() }
+    }
 }
 
 /// A service and how it is reached.
@@ -81,7 +110,16 @@ impl Image {
             Write::RemoveProbeSource(source) => {
                 self.probe_sources.remove(source);
             }
-            Write::Filter(words) => self.filter = Some(words.clone()),
+            Write::NatAddress(index, address) => {
+                self.nat_addresses.insert(*index, *address);
+            }
+            Write::AddNatEnd(end) => {
+                self.nat_ends.insert(*end);
+            }
+            Write::RemoveNatEnd(end) => {
+                self.nat_ends.remove(end);
+            }
+            Write::Filter(filter) => self.filter = Some(filter.clone()),
             Write::Orphan(index) => {
                 self.orphans.insert(*index);
             }
@@ -100,14 +138,4 @@ impl Image {
             image.listed = listed;
         }
     }
-}
-
-/// The filter that lets these addresses through.
-pub(super) fn filter_words<'a>(addresses: impl IntoIterator<Item = &'a IpAddr>) -> Vec<u64> {
-    let mut words = vec![0; FILTER_WORDS];
-    for address in addresses {
-        let (word, mask) = filter_position((*address).into());
-        words[word] |= mask;
-    }
-    words
 }

@@ -10,7 +10,7 @@ mod wanted;
 pub use self::{
     apply::{apply, look, read},
     drift::{describe, repairs},
-    image::{Image, ServiceImage},
-    plan::{Write, plan},
+    image::{Filter, Image, ServiceImage},
+    plan::{InUse, Write, plan},
     wanted::{Resolved, WantedBackend, WantedService, wanted},
 };

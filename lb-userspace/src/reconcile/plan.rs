@@ -3,22 +3,24 @@
 
 use std::{
     collections::{BTreeSet, HashMap},
-    net::IpAddr,
+    net::{IpAddr, SocketAddr},
 };
 
 use anyhow::{Result, anyhow};
 use lb_common::{
-    abi::{Backend, Egress, NextHop, Service, ServiceKey, capacity},
+    abi::{Backend, Egress, KEEP_CLIENT, NextHop, Service, ServiceKey, capacity},
     address::Address,
+    forward::Forwarding,
     maglev::Member,
     service::BackendState,
 };
 
 use super::{
     Image, WantedService,
-    image::{ServiceImage, filter_words},
+    image::{Filter, ServiceImage},
     wanted::Resolved,
 };
+use crate::model::ClientAddress;
 
 /// One change of the maps.
 #[derive(Clone, Debug, PartialEq)]
@@ -52,8 +54,14 @@ pub enum Write {
     AddProbeSource(IpAddr),
     /// They no longer are.
     RemoveProbeSource(IpAddr),
-    /// The words of the VIP filter.
-    Filter(Vec<u64>),
+    /// An address that translated packets are sent from.
+    NatAddress(u16, IpAddr),
+    /// One end of translated connections.
+    AddNatEnd(SocketAddr),
+    /// It no longer is.
+    RemoveNatEnd(SocketAddr),
+    /// The filter.
+    Filter(Filter),
     /// Nobody wants this backend any more; it stays until its last flow has ended.
     Orphan(u16),
     /// The service is gone, its last flow too.
@@ -62,8 +70,26 @@ pub enum Write {
     RemoveBackend(u16),
 }
 
-/// Plans the way from `image` to `wanted`, with probes sent from `probe_sources`. `is_idle` tells
-/// of an orphan whether its last flow has ended.
+/// What the flow table says of what nobody wants any more.
+pub trait InUse {
+    /// Whether the last flow of a backend has ended.
+    fn is_idle(&self, backend: u16) -> bool;
+    /// Whether flows are translated to this address, by its index.
+    fn uses_nat_address(&self, index: u16) -> bool;
+}
+
+/// Nothing is known: whatever there is may be in use.
+impl InUse for () {
+    fn is_idle(&self, _backend: u16) -> bool {
+        false
+    }
+
+    fn uses_nat_address(&self, _index: u16) -> bool {
+        true
+    }
+}
+
+/// Plans the way from `image` to `wanted`, with probes sent from `probe_sources`.
 ///
 /// # Errors
 /// If there are more things than the maps hold.
@@ -71,16 +97,16 @@ pub fn plan(
     image: &Image,
     wanted: &[WantedService],
     probe_sources: &BTreeSet<IpAddr>,
-    is_idle: impl Fn(u16) -> bool,
+    in_use: &impl InUse,
 ) -> Result<Vec<Write>> {
     let mut planner = Planner::new(image);
     let mut wanted_indices = BTreeSet::new();
     for service in wanted {
         wanted_indices.insert(planner.service(service)?);
     }
-    planner.addresses(probe_sources);
-    planner.unwanted(&wanted_indices, is_idle);
-    planner.addresses(probe_sources);
+    planner.addresses(wanted, probe_sources, in_use);
+    planner.unwanted(&wanted_indices, in_use);
+    planner.addresses(wanted, probe_sources, in_use);
     Ok(planner.writes.into_iter().flatten().collect())
 }
 
@@ -151,6 +177,7 @@ impl Planner {
         if is_listed && !wanted.listed {
             self.write(Stage::Parts, Write::Unlist(wanted.key, index));
         }
+        let (nat_first, nat_count) = self.nat(wanted)?;
         let mut members = Vec::with_capacity(wanted.backends.len());
         for backend in &wanted.backends {
             let number = self.backend(index, wanted, backend)?;
@@ -164,7 +191,8 @@ impl Planner {
             key: wanted.key,
             slots: wanted.slots,
             affinity: wanted.affinity as u8,
-            reserved: [0; 3],
+            nat_count,
+            nat_first,
         };
         let slots_before = before.as_ref().map_or(0, |image| image.service.slots);
         let same_slots = before.as_ref().is_some_and(|image| {
@@ -209,7 +237,7 @@ impl Planner {
         };
         let before = self.image.backends.get(&index).copied();
         let (next_hop, mtu) = match &backend.next_hop {
-            Some(hop) => (NextHop::new(hop.mac, self.egress(hop)?), hop.mtu),
+            Some(hop) => (NextHop::new(hop.mac, self.egress(hop, wanted)?), hop.mtu),
             // The last one known is better than none.
             None => before.map_or((NextHop::UNRESOLVED, 0), |record| (record.next_hop, record.mtu)),
         };
@@ -235,7 +263,46 @@ impl Planner {
         Ok(index)
     }
 
-    fn egress(&mut self, hop: &Resolved) -> Result<u16> {
+    /// First and number of the addresses that a service's packets are sent from, as its record has
+    /// them.
+    fn nat(&mut self, wanted: &WantedService) -> Result<(u16, u8)> {
+        match (wanted.forwarding, &wanted.client_address) {
+            (Forwarding::Nat, ClientAddress::Kept) => Ok((KEEP_CLIENT, 0)),
+            (Forwarding::Nat, ClientAddress::Replaced { by }) if !by.is_empty() => {
+                Ok((self.nat_addresses(by)?, by.len() as u8))
+            }
+            _ => Ok((0, 0)),
+        }
+    }
+
+    /// The index from which on these addresses follow each other.
+    fn nat_addresses(&mut self, wanted: &[IpAddr]) -> Result<u16> {
+        let is_there = |first: &u16| {
+            let there = wanted.iter().zip(*first..);
+            there.into_iter().all(|(ip, i)| self.image.nat_addresses.get(&i) == Some(ip))
+        };
+        if let Some(first) = self.image.nat_addresses.keys().copied().find(is_there) {
+            return Ok(first);
+        }
+        let first = self.image.nat_addresses.keys().last().map_or(1, |last| last + 1);
+        if usize::from(first) + wanted.len() > capacity::NAT_ADDRESSES {
+            return Err(anyhow!(
+                "more than {} NAT addresses since the instance was started, those that are no \
+                 longer used included: `sluice detach` and a new start forget them",
+                capacity::NAT_ADDRESSES - 1
+            ));
+        }
+        for (index, address) in (first..).zip(wanted) {
+            self.write(Stage::Parts, Write::NatAddress(index, *address));
+        }
+        Ok(first)
+    }
+
+    fn egress(&mut self, hop: &Resolved, wanted: &WantedService) -> Result<u16> {
+        let is_from_here = wanted.forwarding == Forwarding::Nat
+            && matches!(&wanted.client_address, ClientAddress::Replaced { by } if by.is_empty());
+        let nat_address = if is_from_here { self.nat_addresses(&[hop.source])? } else { 0 };
+        let hop = Resolved { egress: Egress { nat_address, ..hop.egress }, ..*hop };
         if let Some(index) = self.egresses.get(&hop.egress) {
             return Ok(*index);
         }
@@ -250,10 +317,23 @@ impl Planner {
         Ok(index)
     }
 
-    /// Those that frames for us are addressed to.
-    fn addresses(&mut self, probe_sources: &BTreeSet<IpAddr>) {
-        let vips: BTreeSet<IpAddr> =
+    /// Those that frames for us are addressed to, or come from.
+    fn addresses(
+        &mut self,
+        wanted: &[WantedService],
+        probe_sources: &BTreeSet<IpAddr>,
+        in_use: &impl InUse,
+    ) {
+        let mut vips: BTreeSet<IpAddr> =
             self.image.services.values().map(|image| image.service.key.address.into()).collect();
+        // What the operator names is ours alone, as a VIP is, and stays so until the last flow that
+        // was translated to it has ended.
+        let named = wanted.iter().filter(|service| service.forwarding == Forwarding::Nat);
+        vips.extend(named.flat_map(|service| service.client_address.named()));
+        let lasting = self.image.nat_addresses.iter().filter(|(index, address)| {
+            self.image.vips.contains(address) && in_use.uses_nat_address(**index)
+        });
+        vips.extend(lasting.map(|(_, address)| *address));
         for vip in vips.difference(&self.image.vips.clone()) {
             self.write(Stage::Doors, Write::AddVip(*vip));
         }
@@ -266,15 +346,42 @@ impl Planner {
         for source in self.image.probe_sources.clone().difference(probe_sources) {
             self.write(Stage::Doors, Write::RemoveProbeSource(*source));
         }
-        let words = filter_words(vips.union(probe_sources));
-        if self.image.filter.as_ref() != Some(&words) {
-            self.write(Stage::Doors, Write::Filter(words));
+        let (ends, clients) = self.nat_ends();
+        for end in ends.difference(&self.image.nat_ends.clone()) {
+            self.write(Stage::Doors, Write::AddNatEnd(*end));
         }
+        for end in self.image.nat_ends.clone().difference(&ends) {
+            self.write(Stage::Doors, Write::RemoveNatEnd(*end));
+        }
+        let to = vips.iter().chain(probe_sources).chain(self.image.nat_addresses.values());
+        let filter = Filter::of(to, &clients);
+        if self.image.filter.as_ref() != Some(&filter) {
+            self.write(Stage::Doors, Write::Filter(filter));
+        }
+    }
+
+    /// Both ends of connections with replaced clients, and the addresses of the backends that see
+    /// their clients' own.
+    fn nat_ends(&self) -> (BTreeSet<SocketAddr>, BTreeSet<IpAddr>) {
+        let addresses = self.image.nat_addresses.values();
+        let mut ends: BTreeSet<_> = addresses.map(|ip| SocketAddr::new(*ip, 0)).collect();
+        let mut clients = BTreeSet::new();
+        let translated = |record: &&Backend| record.forwarding == Forwarding::Nat as u8;
+        for record in self.image.backends.values().filter(translated) {
+            let address = IpAddr::from(record.address);
+            let service = self.image.services.get(&record.service);
+            if service.is_some_and(|image| image.service.nat_first == KEEP_CLIENT) {
+                clients.insert(address);
+            } else {
+                ends.insert(SocketAddr::new(address, u16::from_be_bytes(record.port)));
+            }
+        }
+        (ends, clients)
     }
 
     /// What nobody wants is first made unreachable for new flows, and removed when its last
     /// flow has ended.
-    fn unwanted(&mut self, wanted: &BTreeSet<u16>, is_idle: impl Fn(u16) -> bool) {
+    fn unwanted(&mut self, wanted: &BTreeSet<u16>, in_use: &impl InUse) {
         let unwanted: Vec<u16> =
             self.image.services.keys().copied().filter(|i| !wanted.contains(i)).collect();
         for &index in &unwanted {
@@ -288,7 +395,7 @@ impl Planner {
         for index in orphans {
             if !self.image.orphans.contains(&index) {
                 self.write(Stage::Doors, Write::Orphan(index));
-            } else if is_idle(index) {
+            } else if in_use.is_idle(index) {
                 self.write(Stage::Doors, Write::RemoveBackend(index));
             }
         }

@@ -13,7 +13,7 @@ use lb_common::{
 use crate::{
     choice::choose,
     health::{Standing, Standings},
-    model::{self, Desired},
+    model::{self, ClientAddress, Desired},
     network::{NextHop, Unresolved},
     seed::Seed,
 };
@@ -29,6 +29,8 @@ pub struct WantedService {
     pub affinity: Affinity,
     /// How frames reach its backends.
     pub forwarding: Forwarding,
+    /// What its backends see for their clients, where frames are translated.
+    pub client_address: ClientAddress,
     /// Whether new flows may come in at all.
     pub listed: bool,
     /// In the order of their names.
@@ -62,15 +64,19 @@ pub struct Resolved {
     pub mtu: u16,
     /// Out of where, and from whom.
     pub egress: Egress,
+    /// The address that this host sends from to there.
+    pub source: IpAddr,
 }
 
 /// What the maps should hold, given what the operator wants, where the backends are, and what is
-/// made of them.
+/// made of them. `client_mtu` is the smallest of the interfaces where clients' packets arrive, in
+/// bytes of IP packet: what is translated passes there, too.
 pub fn wanted(
     desired: &Desired,
     next_hops: &BTreeMap<IpAddr, Result<NextHop, Unresolved>>,
     standings: &Standings,
     seed: &Seed,
+    client_mtu: Option<u16>,
 ) -> Vec<WantedService> {
     let sources = &desired.dataplane.tunnel_sources;
     let one = |service: &model::Service, backend: &model::Backend, takes_new_flows: bool| {
@@ -82,10 +88,16 @@ pub fn wanted(
             weight: if takes_new_flows { weight } else { 0 },
             state: state(backend, standing, takes_new_flows),
             hashes: seed.name_hashes(&backend.name),
-            next_hop: next_hops
-                .get(&backend.address)
-                .and_then(|hop| hop.as_ref().ok())
-                .map(|hop| resolved(hop, sources)),
+            next_hop: next_hops.get(&backend.address).and_then(|hop| hop.as_ref().ok()).map(
+                |hop| {
+                    let way = resolved(hop, sources);
+                    let both = match service.forwarding {
+                        Forwarding::Nat => client_mtu.unwrap_or(way.mtu).min(way.mtu),
+                        Forwarding::L2 | Forwarding::Ipip => way.mtu,
+                    };
+                    Resolved { mtu: both, ..way }
+                },
+            ),
         }
     };
     desired
@@ -96,6 +108,7 @@ pub fn wanted(
             slots: service.slots,
             affinity: service.affinity,
             forwarding: service.forwarding,
+            client_address: service.client_address.clone(),
             listed: !service.leaving,
             backends: service
                 .backends
@@ -141,7 +154,7 @@ fn resolved(hop: &NextHop, tunnel_sources: &[IpNet]) -> Resolved {
             _ => {}
         }
     }
-    Resolved { mac: hop.destination_mac, mtu: hop.mtu, egress }
+    Resolved { mac: hop.destination_mac, mtu: hop.mtu, egress, source: hop.source }
 }
 
 #[cfg(test)]

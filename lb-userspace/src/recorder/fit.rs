@@ -101,7 +101,10 @@ mod tests {
                 packets: 10_000 + backend,
                 bytes: 10_000_000,
                 active: 1000,
-                events: [300, 0, 0, 0, 0, 300, 0, 0],
+                events: std::array::from_fn(|event| {
+                    let counted = [Event::NewFlow as usize, Event::Handshake as usize];
+                    if counted.contains(&event) { 300 } else { 0 }
+                }),
             },
             condition: Some(well),
             before: None,

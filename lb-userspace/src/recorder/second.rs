@@ -62,7 +62,7 @@ pub enum Party {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "Vec<u64>", into = "Vec<u64>")]
 pub struct Figures {
-    /// Frames forwarded.
+    /// Frames forwarded, in both directions where both come through here.
     pub packets: u64,
     /// Their bytes, as received.
     pub bytes: u64,
@@ -129,6 +129,8 @@ impl Figures {
             | Event::Reset
             | Event::ClientReset
             | Event::SecondTry
+            | Event::Refusal
+            | Event::BackendReset
             | Event::Untracked => true,
             Event::NewFlow | Event::Adopted | Event::Handshake => false,
         };

@@ -21,7 +21,7 @@ use lb_common::{
 use lb_userspace::{
     datapath::{Datapath, Pins, Sweep},
     instance::Instance,
-    model::{Dataplane, IdleTimeouts, XdpMode},
+    model::{ClientAddress, Dataplane, IdleTimeouts, PortRange, XdpMode},
     reconcile::{self, Image, Resolved, WantedBackend, WantedService},
     seed::Seed,
 };
@@ -147,6 +147,7 @@ impl Balancer {
             hash_seed: None,
             own_vips: false,
             tunnel_sources: Vec::new(),
+            nat_ports: PortRange::NAT,
             longest_idle: IdleTimeouts::default(),
         };
         let seed = Seed::from_text("bench");
@@ -179,7 +180,7 @@ impl Balancer {
     }
 
     fn write(&mut self) -> Result<()> {
-        let writes = reconcile::plan(&self.image, &self.services, &BTreeSet::new(), |_| false)?;
+        let writes = reconcile::plan(&self.image, &self.services, &BTreeSet::new(), &())?;
         reconcile::apply(&writes, &mut self.datapath.maps, &mut self.image)
     }
 
@@ -279,6 +280,7 @@ fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
                 slots: DEFAULT_SLOTS,
                 affinity: Affinity::None,
                 forwarding: Forwarding::L2,
+                client_address: ClientAddress::default(),
                 listed: true,
                 backends: (0..scene.backends()).map(backend).collect(),
             }
@@ -310,5 +312,6 @@ fn next_hop(link: Link, number: u32) -> Resolved {
             source_v6: Address::v6([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1]),
             ..Egress::default()
         },
+        source: [198, 18, 0, 1].into(),
     }
 }

@@ -27,7 +27,7 @@ fn a_new_flow_goes_where_its_slot_says() {
         let mut met = std::collections::BTreeSet::new();
         for number in 0..400 {
             let sent = ClientFrame::new(Purpose::L2, Family::Ipv4, number);
-            let segment = parse::segment(&sent.frame(), |_| true).unwrap();
+            let segment = parse::segment(&sent.frame(), |_, _| true).unwrap();
             let slot = slot_of(hash::of_flow(&segment, &sides.tables.settings.hash_keys), slots);
             let backend = sides.tables.services[service].slots[slot as usize];
             let (answer, output, _) = sides.run("by slot", &sent.frame());

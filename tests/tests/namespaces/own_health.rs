@@ -160,7 +160,7 @@ fn a_link_taken_down_and_a_card_made_anew_are_noticed_and_mended() {
     let balancer = scene.lab.balancer();
     balancer.ip("link set eth0 down").unwrap();
     until_event(&sluice, "backends that were well are kept as they are");
-    until_problem(&sluice, "eth0 is down: bring it up with `ip link set`");
+    until_problem(&sluice, "eth0 is down: bring it up with `ip link set eth0 up`");
     balancer.ip("link set eth0 up").unwrap();
     until_all_is_well(&scene, &sluice);
 

@@ -124,8 +124,9 @@ async fn start(instance: &Instance, desired: &Desired) -> (Prober, Datapath) {
     let ways = ways(desired.services.iter(), &around, |identity| index(&image, identity));
     let sources = ways.sources.clone();
     prober.follow(ways).await.unwrap();
-    let wanted = reconcile::wanted(desired, &next_hops, &Standings::default(), &datapath.seed());
-    let writes = reconcile::plan(&image, &wanted, &sources, |_| false).unwrap();
+    let wanted =
+        reconcile::wanted(desired, &next_hops, &Standings::default(), &datapath.seed(), None);
+    let writes = reconcile::plan(&image, &wanted, &sources, &()).unwrap();
     reconcile::apply(&writes, &mut datapath.maps, &mut image).unwrap();
     (prober, datapath)
 }

@@ -136,7 +136,7 @@ fn the_watchdogs_frames_leave_no_trace_and_see_what_was_destroyed() {
             datapath.maps.set_egress(u32::from(*index), egress).unwrap();
         }
         let filter = datapath.maps.filter().unwrap();
-        datapath.maps.set_filter(&VipFilter { words: [0; FILTER_WORDS] }).unwrap();
+        datapath.maps.set_filter(&VipFilter { words: [0; FILTER_WORDS], sources: 0 }).unwrap();
         assert_eq!(each(failed(&datapath, &image), "passed"), all);
         datapath.maps.set_filter(&filter).unwrap();
         assert_eq!(failed(&datapath, &image), []);

@@ -128,7 +128,7 @@ fn without_bpffs_the_command_that_mounts_it_is_named() {
 
 /// `command` ends by itself with `code`, and its last words (log lines may come before) are one
 /// error that names all of `named`; nothing is attached to `host`.
-fn refused(case: &str, host: &Host, mut command: Command, code: i32, named: &[&str]) {
+pub fn refused(case: &str, host: &Host, mut command: Command, code: i32, named: &[&str]) {
     let output = end(case, command.stdin(Stdio::null()));
     let complaint = String::from_utf8_lossy(&output.stderr).into_owned();
     assert_eq!(output.status.code(), Some(code), "{case}: {complaint}");

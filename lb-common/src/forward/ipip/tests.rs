@@ -43,7 +43,7 @@ fn rewritten(
     egress: &Egress,
     hash: u64,
 ) -> (HostFrame, Result<(), Reason>) {
-    let segment = parse::segment(frame, |_| true).expect("well formed");
+    let segment = parse::segment(frame, |_, _| true).expect("well formed");
     let mut frame = frame.clone();
     let result = rewrite(&mut frame, &segment, backend, egress, MACS, hash);
     (frame, result)

@@ -13,7 +13,7 @@ use crate::{
 
 fn answered(sent: &ClientFrame) -> HostFrame {
     let mut frame = sent.frame();
-    let segment = parse::segment(&frame, |_| true).expect("well formed");
+    let segment = parse::segment(&frame, |_, _| true).expect("well formed");
     rewrite(&mut frame, &segment).expect("a RST is shorter than what it answers");
     frame
 }

@@ -167,7 +167,7 @@ fn flows(story: &Story) -> Vec<Curve> {
         curve("new flows", &[Count::NewFlow]),
         curve("handshakes", &[Count::Handshake]),
         curve("SYNs sent again", &[Count::SynRetransmission]),
-        curve("resets", &[Count::Reset, Count::ClientReset]),
+        curve("resets", &[Count::Reset, Count::ClientReset, Count::BackendReset, Count::Refusal]),
     ]
 }
 

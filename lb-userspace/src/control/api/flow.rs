@@ -37,7 +37,8 @@ pub struct BadClients;
 
 /// What is known of a flow.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
-#[serde(rename_all = "lowercase")]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum FlowState {
     /// A SYN, no answer to it yet.
     Embryonic,
@@ -49,6 +50,8 @@ pub enum FlowState {
     Closing,
     /// The client has sent a RST.
     Reset,
+    /// Translated, and both have sent their FINs.
+    TimeWait,
 }
 
 /// Which flows come first.
@@ -93,7 +96,10 @@ pub struct Flow {
     pub service: String,
     /// The backend's name.
     pub backend: String,
-    /// `embryonic`, `young`, `old`, `closing` or `reset`.
+    /// What the backend sees for the client, where that is translated.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub nat: Option<String>,
+    /// `embryonic`, `young`, `old`, `closing`, `reset` or `time_wait`.
     pub state: String,
     /// Since its first packet.
     pub age_seconds: u64,
@@ -136,6 +142,7 @@ impl From<FlowState> for State {
             FlowState::Old => Self::Old,
             FlowState::Closing => Self::Closing,
             FlowState::Reset => Self::Reset,
+            FlowState::TimeWait => Self::TimeWait,
         }
     }
 }

@@ -6,6 +6,7 @@ mod event;
 mod flow;
 mod handshakes;
 mod probe;
+mod trouble;
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -25,6 +26,7 @@ pub use self::{
     flow::{BackendFlows, Clients, Flow, FlowFilter, FlowOrder, FlowState, Flows},
     handshakes::HandshakeTimes,
     probe::{LastProbe, ProbeTotals},
+    trouble::{Severity, Trouble, TroubleKind, Verdict},
 };
 use crate::{choice::Tier, drain, health};
 
@@ -56,8 +58,10 @@ pub struct Status {
     pub generation: u64,
     /// Writes that mended what somebody else had changed in the maps, since this daemon started.
     pub drift_repairs_total: u64,
-    /// What is wrong and what to do about it, one sentence each.
+    /// What is wrong and what to do about it, one sentence each: outages and faults of `troubles`.
     pub problems: Vec<String>,
+    /// What is not as it should be, or was taken out by an operator, the worst first.
+    pub troubles: Vec<Trouble>,
 }
 
 /// An interface of the config.
@@ -144,6 +148,12 @@ pub struct Backend {
     pub packets_total: u64,
     /// Their bytes, as received.
     pub bytes_total: u64,
+    /// Frames forwarded from it to its clients, where they come through here.
+    pub return_packets_total: u64,
+    /// Their bytes, as received.
+    pub return_bytes_total: u64,
+    /// The ports of this host that its flows take; `None`: they take none.
+    pub nat_ports: Option<NatPorts>,
     /// Flows met in the middle.
     pub adopted_flows_total: u64,
     /// Flows that found no place in the table.
@@ -158,8 +168,28 @@ pub struct Backend {
     pub client_resets_total: u64,
     /// SYNs sent again and given to another backend, this one being suspect.
     pub second_tries_total: u64,
+    /// SYNs that it answered with a RST, where that is seen.
+    pub refusals_total: u64,
+    /// Connections that it reset, where that is seen.
+    pub backend_resets_total: u64,
     /// How long its handshakes took.
     pub handshake_times: HandshakeTimes,
+}
+
+/// Ports of this host that the flows of a backend take.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NatPorts {
+    /// Taken, those included that only wait until late packets have passed.
+    pub used: u64,
+    /// To be had, on all addresses together.
+    pub capacity: u64,
+}
+
+impl NatPorts {
+    /// Whether more than four of five are taken.
+    pub const fn are_short(self) -> bool {
+        self.used * 5 > self.capacity * 4
+    }
 }
 
 /// What the operator wants of a backend.
@@ -300,6 +330,8 @@ impl Backend {
             counters::Event::Handshake => self.handshakes_total,
             counters::Event::ClientReset => self.client_resets_total,
             counters::Event::SecondTry => self.second_tries_total,
+            counters::Event::Refusal => self.refusals_total,
+            counters::Event::BackendReset => self.backend_resets_total,
         }
     }
 }
@@ -453,6 +485,8 @@ mod tests {
         backend.handshakes_total = 6;
         backend.client_resets_total = 7;
         backend.second_tries_total = 8;
+        backend.refusals_total = 9;
+        backend.backend_resets_total = 10;
         let json = serde_json::to_value(&backend).expect("JSON");
         for event in counters::Event::ALL {
             assert_eq!(json[format!("{}_total", event.name())], backend.total(event), "{event:?}");

@@ -136,7 +136,7 @@ mod tests {
             let (client, vip) = (client.parse().expect(client), vip.parse().expect(vip));
             let case = of_flow(client, vip, Expected::Anything);
             let frame = lb_common::frame::HostFrame::new(case.frame);
-            let segment = parse::segment(&frame, |_| true).expect("well formed");
+            let segment = parse::segment(&frame, |_, _| true).expect("well formed");
             let to: IpAddr = segment.destination.into();
             let from: IpAddr = segment.source.into();
             assert_eq!((from, to), (client.ip(), vip.ip()));

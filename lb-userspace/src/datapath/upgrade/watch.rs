@@ -187,7 +187,7 @@ impl Sample {
             forwarded: 0,
         };
         for backend in maps.counters(backends)? {
-            counts.forwarded += backend.traffic.packets;
+            counts.forwarded += backend.traffic.forwarded();
             for (sum, event) in counts.events.iter_mut().zip(Event::ALL) {
                 *sum += backend.event(event);
             }

@@ -20,7 +20,19 @@ fn vip(number: u8) -> ServiceKey {
 
 fn hop(number: u8) -> Resolved {
     let egress = Egress { ifindex: 7, source_mac: [2; 6], ..Egress::default() };
-    Resolved { mac: [4, 0, 0, 0, 0, number], mtu: 1500, egress }
+    let source = [198, 18, 0, 254].into();
+    Resolved { mac: [4, 0, 0, 0, 0, number], mtu: 1500, egress, source }
+}
+
+/// `true`: the flows of all have ended.
+impl<F: Fn(u16) -> bool> InUse for F {
+    fn is_idle(&self, backend: u16) -> bool {
+        self(backend)
+    }
+
+    fn uses_nat_address(&self, _index: u16) -> bool {
+        !self(0)
+    }
 }
 
 fn backend(number: u8) -> WantedBackend {
@@ -40,6 +52,7 @@ fn service(number: u8, backends: &[u8]) -> WantedService {
         slots: 13,
         affinity: Affinity::None,
         forwarding: Forwarding::L2,
+        client_address: ClientAddress::default(),
         listed: true,
         backends: backends.iter().map(|&number| backend(number)).collect(),
     }
@@ -67,7 +80,7 @@ impl World {
         is_idle: impl Fn(u16) -> bool,
     ) -> Vec<Write> {
         let writes =
-            plan(&self.image, wanted, &self.probe_sources, is_idle).expect("there is room");
+            plan(&self.image, wanted, &self.probe_sources, &is_idle).expect("there is room");
         for (number, write) in writes.iter().enumerate() {
             self.write(write);
             if let Err(broken) = self.check() {
@@ -161,6 +174,9 @@ fn names(writes: &[Write]) -> Vec<&'static str> {
             Write::RemoveVip(_) => "remove VIP",
             Write::AddProbeSource(_) => "add probe source",
             Write::RemoveProbeSource(_) => "remove probe source",
+            Write::NatAddress(..) => "NAT address",
+            Write::AddNatEnd(_) => "add NAT end",
+            Write::RemoveNatEnd(_) => "remove NAT end",
             Write::Filter(_) => "filter",
             Write::Orphan(_) => "orphan",
             Write::RemoveService(_) => "remove service",
@@ -410,7 +426,7 @@ fn more_than_the_maps_hold_is_refused_whole() {
     let mut wanted = service(10, &[]);
     let ports = (0..=u16::MAX).map(|port| WantedBackend { port: port.to_be_bytes(), ..backend(1) });
     wanted.backends = ports.collect();
-    let error = plan(&Image::default(), &[wanted], &BTreeSet::new(), |_| false)
+    let error = plan(&Image::default(), &[wanted], &BTreeSet::new(), &|_| false)
         .expect_err("65,536 backends");
     assert!(error.to_string().contains("more than 65535 backends"), "{error}");
 }
@@ -486,7 +502,7 @@ proptest! {
             }
             let vips: BTreeSet<IpAddr> =
                 world.image.services.values().map(|s| s.service.key.address.into()).collect();
-            let both = filter_words(vips.union(&world.probe_sources));
+            let both = Filter::of(vips.union(&world.probe_sources), &BTreeSet::new());
             prop_assert_eq!(world.image.filter.as_ref(), Some(&both));
             prop_assert_eq!(&world.image.probe_sources, &world.probe_sources);
             prop_assert_eq!(&world.image.vips, &vips);
@@ -501,4 +517,83 @@ proptest! {
 
 fn number_of(backend: &WantedBackend) -> u8 {
     backend.address.low()[3]
+}
+
+/// A service whose packets are translated, to these addresses, or to those that this host has.
+fn nat(number: u8, backends: &[u8], by: &[[u8; 4]]) -> WantedService {
+    let by = by.iter().map(|ip| IpAddr::from(*ip)).collect();
+    WantedService {
+        forwarding: Forwarding::Nat,
+        client_address: ClientAddress::Replaced { by },
+        ..service(number, backends)
+    }
+}
+
+#[test]
+fn what_is_translated_comes_back_through_the_filter() {
+    let mut world = World::default();
+    let writes = world.reach(&[nat(10, &[1, 2], &[])]);
+    let expected = [
+        "clear counters",
+        "clear counters",
+        "NAT address",
+        "egress",
+        "backend",
+        "backend",
+        "service",
+        "slots",
+        "list",
+        "add VIP",
+        "add NAT end",
+        "add NAT end",
+        "add NAT end",
+        "filter",
+    ];
+    let mut seen = names(&writes);
+    seen.sort_by_key(|name| expected.iter().position(|it| it == name));
+    assert_eq!(seen, expected);
+    let source = IpAddr::from([198, 18, 0, 254]);
+    assert_eq!(world.image.nat_addresses, BTreeMap::from([(1, source)]));
+    assert_eq!(world.image.egresses[&1].nat_address, 1);
+    let [a, b] = [1, 2].map(|n| SocketAddr::from(([198, 18, 0, n], 80)));
+    assert_eq!(world.image.nat_ends, [SocketAddr::new(source, 0), a, b].into());
+    // The host's own address is no VIP, and stays the host's.
+    assert_eq!(world.image.vips, [IpAddr::from([203, 0, 113, 10])].into());
+    // Another that is not translated, with the same way out, has nothing to do with it.
+    world.reach(&[nat(10, &[1, 2], &[]), service(11, &[1])]);
+    assert_eq!(world.image.egresses[&2].nat_address, 0);
+}
+
+#[test]
+fn named_addresses_follow_each_other_and_stay_until_their_last_flow() {
+    let mut world = World::default();
+    let [a, b, c] = [[198, 18, 0, 101], [198, 18, 0, 102], [198, 18, 0, 103]];
+    world.reach(&[nat(10, &[1], &[a, b]), nat(11, &[1], &[b, c])]);
+    let record = |world: &World, index| {
+        let Service { nat_first, nat_count, .. } = world.image.services[&index].service;
+        (nat_first, nat_count)
+    };
+    assert_eq!((record(&world, 0), record(&world, 1)), ((1, 2), (3, 2)));
+    let numbers: Vec<_> = world.image.nat_addresses.values().copied().collect();
+    assert_eq!(numbers, [a, b, b, c].map(IpAddr::from));
+    assert!(world.image.vips.contains(&a.into()));
+    // The same once more, and fewer.
+    world.reach(&[nat(10, &[1], &[b, c]), nat(11, &[1], &[b, c])]);
+    assert_eq!((record(&world, 0), record(&world, 1)), ((3, 2), (3, 2)));
+    assert!(world.image.vips.contains(&a.into()), "flows are still translated to it");
+    world.reach_with(&[nat(10, &[1], &[b, c])], |_| true);
+    assert!(!world.image.vips.contains(&a.into()));
+    assert_eq!(world.image.nat_addresses.len(), 4);
+}
+
+#[test]
+fn backends_that_see_their_clients_are_told_by_their_source() {
+    let mut world = World::default();
+    let keep = WantedService { client_address: ClientAddress::Kept, ..nat(10, &[1], &[]) };
+    world.reach(std::slice::from_ref(&keep));
+    assert_eq!(world.image.services[&0].service.nat_first, KEEP_CLIENT);
+    assert!(world.image.filter.as_ref().is_some_and(|filter| filter.sources));
+    assert!(world.image.nat_addresses.is_empty() && world.image.nat_ends.is_empty());
+    world.reach(&[service(10, &[1])]);
+    assert!(world.image.filter.as_ref().is_some_and(|filter| !filter.sources));
 }

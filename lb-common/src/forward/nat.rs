@@ -1,0 +1,312 @@
+//! Translation: other addresses and ports, both ways, and one hop less.
+//!
+//! Checksums change by what changes under them (RFC 1624), so that what was damaged on its way here
+//! stays so. The MSS of a SYN is lowered to what fits the narrower of the two sides (RFC 9293
+//! §3.7.1), because what a path is too narrow for can't be fragmented here.
+
+use zerocopy::{Immutable, IntoBytes};
+
+use crate::{
+    address::Address,
+    checksum::Change,
+    forward::{Action, l2, leave_by, way},
+    frame::Frame,
+    nat::{self, Tuple},
+    parse::{Family, Ports, Segment},
+    reason::Reason,
+    steer::Stages,
+    tables::Tables,
+    wire::{Ipv4, Ipv6, Tcp},
+};
+
+/// A segment of a translated flow, and which: no more than three words, because the kernel program
+/// hands it to a function of its own and has no room to lay out more.
+#[derive(Clone, Copy, Debug)]
+pub struct Carry {
+    /// Hash of its tuple.
+    pub hash: u64,
+    /// The word of its entry in the upper half, the index of its backend in the lower.
+    pub flow: u64,
+    /// Offsets of the IP and the TCP header, from the lowest bit on, 16 bits each; then how it is to
+    /// be taken.
+    pub layout: u64,
+}
+
+impl Carry {
+    const L4_SHIFT: u32 = 16;
+    const IPV6: u64 = 1 << 32;
+    const HOMEWARD: u64 = 1 << 33;
+    const SYN: u64 = 1 << 34;
+    const SELF_TEST: u64 = 1 << 35;
+
+    /// From a client to the backend with this index.
+    #[inline(always)]
+    pub const fn outward(segment: &Segment, index: u16, word: u32, hash: u64) -> Self {
+        Self {
+            hash,
+            flow: (word as u64) << 32 | index as u64,
+            layout: segment.l3 as u64
+                | (segment.l4 as u64) << Self::L4_SHIFT
+                | if matches!(segment.family, Family::Ipv6) { Self::IPV6 } else { 0 }
+                | if segment.flags & Tcp::SYN != 0 { Self::SYN } else { 0 },
+        }
+    }
+
+    /// From the backend with this index to a client.
+    #[inline(always)]
+    pub const fn homeward(segment: &Segment, index: u16, word: u32, hash: u64) -> Self {
+        let Self { flow, layout, .. } = Self::outward(segment, index, word, hash);
+        Self { hash, flow, layout: layout | Self::HOMEWARD }
+    }
+
+    /// A self-test of the backend with this index, which has no flow.
+    #[inline(always)]
+    pub const fn self_test(segment: &Segment, index: u16, hash: u64) -> Self {
+        let Self { flow, layout, .. } = Self::outward(segment, index, 0, hash);
+        Self { hash, flow, layout: layout | Self::SELF_TEST }
+    }
+
+    #[inline(always)]
+    const fn is(self, what: u64) -> bool {
+        self.layout & what != 0
+    }
+
+    const fn l3(self) -> usize {
+        self.layout as u16 as usize
+    }
+
+    const fn l4(self) -> usize {
+        (self.layout >> Self::L4_SHIFT) as u16 as usize
+    }
+
+    const fn backend(self) -> u16 {
+        self.flow as u16
+    }
+
+    const fn word(self) -> u32 {
+        (self.flow >> 32) as u32
+    }
+}
+
+/// What [`Stages::carry`](crate::steer::Stages::carry) does.
+///
+/// # Errors
+/// `NatNoMapping` and `NatNoReturn` if the flow is another's, `NoNextHop`, `TooBig`, `HopLimit`.
+#[inline(always)]
+pub fn carry<F: Frame, T: Stages<F>>(
+    frame: &mut F,
+    tables: &T,
+    carry: Carry,
+) -> Result<Action, Reason> {
+    if carry.is(Carry::IPV6) {
+        let header: Ipv6 = frame.read(carry.l3()).ok_or(Reason::Truncated)?;
+        let ends = [Address::v6(header.source), Address::v6(header.destination)];
+        let length = u16::from_be_bytes(header.payload_length).saturating_add(Ipv6::LEN as u16);
+        let (to, macs, action) = way_of(frame, tables, carry, ends, length)?;
+        let addresses = ipv6(frame, &header, carry.l3(), &to)?;
+        finish(frame, tables, carry, &to, macs, addresses, Ipv6::LEN).map(|()| action)
+    } else {
+        let header: Ipv4 = frame.read(carry.l3()).ok_or(Reason::Truncated)?;
+        let ends = [Address::v4(header.source), Address::v4(header.destination)];
+        let length = u16::from_be_bytes(header.length);
+        let (to, macs, action) = way_of(frame, tables, carry, ends, length)?;
+        let addresses = ipv4(frame, &header, carry.l3(), &to)?;
+        finish(frame, tables, carry, &to, macs, addresses, Ipv4::LEN).map(|()| action)
+    }
+}
+
+/// What the segment's tuple becomes, and by what way it leaves.
+#[inline(always)]
+fn way_of<F: Frame, T: Tables>(
+    frame: &F,
+    tables: &T,
+    carry: Carry,
+    [source, destination]: [Address; 2],
+    length: u16,
+) -> Result<(Tuple, l2::Words, Action), Reason> {
+    let ports: Ports = frame.read(carry.l4()).ok_or(Reason::Truncated)?;
+    let sent = Tuple { source, destination, ports };
+    let backend = tables.backend(carry.backend()).ok_or(Reason::NoBackend)?;
+    if backend.mtu != 0 && length > backend.mtu {
+        return Err(Reason::TooBig);
+    }
+    let (to, macs, ifindex) = if carry.is(Carry::HOMEWARD) {
+        let to = nat::homeward(&sent, tables, backend, carry.word(), carry.hash)
+            .ok_or(Reason::NatNoReturn)?;
+        let hop = tables.hop(carry.word()).ok_or(Reason::NatNoReturn)?;
+        let macs = l2::Words { first: hop.first, second: hop.second };
+        (to, macs, hop.ifindex)
+    } else {
+        let (egress, macs) = way(tables, backend)?;
+        // Each by itself: of an option that both make, the verifier finds fields unwritten.
+        let to = if carry.is(Carry::SELF_TEST) {
+            nat::rehearsed(&sent, tables, backend).ok_or(Reason::NatNoMapping)?
+        } else {
+            nat::outward(&sent, tables, backend, carry.word(), carry.hash)
+                .ok_or(Reason::NatNoMapping)?
+        };
+        (to, macs.into(), egress.ifindex)
+    };
+    Ok((to, macs, leave_by(frame, ifindex)))
+}
+
+/// New addresses, and one hop less; tells what of that the TCP checksum sees.
+#[inline(always)]
+fn ipv4<F: Frame>(frame: &mut F, header: &Ipv4, l3: usize, to: &Tuple) -> Result<Change, Reason> {
+    if header.ttl <= 1 {
+        return Err(Reason::HopLimit);
+    }
+    let word = u32::from_ne_bytes;
+    let (source, destination) = (word(to.source.low()), word(to.destination.low()));
+    let addresses = Change::shared()
+        .word(word(header.source), source)
+        .word(word(header.destination), destination);
+    let hops = |ttl| u16::from_ne_bytes([ttl, header.protocol]);
+    let fewer = hops(header.ttl - 1);
+    let checksum =
+        Change::of(header.checksum).and(addresses).pair(hops(header.ttl), fewer).finish();
+    let end = Ipv4End { hops: fewer, checksum, source, destination };
+    frame.write(l3 + TTL, end).ok_or(Reason::Truncated)?;
+    Ok(addresses)
+}
+
+/// The same.
+#[inline(always)]
+fn ipv6<F: Frame>(frame: &mut F, header: &Ipv6, l3: usize, to: &Tuple) -> Result<Change, Reason> {
+    if header.hop_limit <= 1 {
+        return Err(Reason::HopLimit);
+    }
+    let one = |change: Change, old: Address, new: Address| {
+        let ([a, b, c, d], [e, f, g, h]) = (old.halves(), new.halves());
+        change.word(a, e).word(b, f).word(c, g).word(d, h)
+    };
+    let change = one(Change::shared(), Address::v6(header.source), to.source);
+    let change = one(change, Address::v6(header.destination), to.destination);
+    let [a, b] = to.source.words();
+    let [c, d] = to.destination.words();
+    frame
+        .write(l3 + HOP_LIMIT, header.hop_limit - 1)
+        .and_then(|()| frame.write(l3 + HOP_LIMIT + 1, [a, b, c, d]))
+        .ok_or(Reason::Truncated)?;
+    Ok(change)
+}
+
+/// New ports, the TCP checksum, a SYN's MSS, the MAC addresses.
+#[inline(always)]
+fn finish<F: Frame, T: Stages<F>>(
+    frame: &mut F,
+    tables: &T,
+    carry: Carry,
+    to: &Tuple,
+    macs: l2::Words,
+    addresses: Change,
+    ip_header: usize,
+) -> Result<(), Reason> {
+    let l4 = carry.l4();
+    let header: Tcp = frame.read(l4).ok_or(Reason::Truncated)?;
+    let old = Ports { source: header.source, destination: header.destination };
+    let mut change = Change::of(header.checksum).and(addresses).word(old.word(), to.ports.word());
+    if carry.is(Carry::SYN) {
+        let mtu = tables.backend(carry.backend()).map_or(0, |backend| backend.mtu);
+        let most = mtu.saturating_sub((ip_header + Tcp::LEN) as u16);
+        if most != 0
+            && let Some(Lowered { old, new }) = lower_mss(frame, tables, l4, &header, most)
+        {
+            change = change.pair(old, new);
+        }
+    }
+    frame
+        .write(l4, to.ports)
+        .and_then(|()| frame.write(l4 + Tcp::CHECKSUM, change.finish()))
+        .and_then(|()| frame.write(0, macs))
+        .ok_or(Reason::Truncated)
+}
+
+/// What stands from the hop count to the end of an IPv4 header.
+#[derive(IntoBytes, Immutable)]
+#[repr(C, packed)]
+struct Ipv4End {
+    /// TTL and protocol.
+    hops: u16,
+    checksum: [u8; 2],
+    source: u32,
+    destination: u32,
+}
+
+/// Offset of the TTL in an IPv4 header.
+const TTL: usize = 8;
+
+/// Offset of the hop limit in an IPv6 header.
+const HOP_LIMIT: usize = 7;
+
+/// Two bytes of the segment as its checksum sees them.
+struct Lowered {
+    old: u16,
+    new: u16,
+}
+
+/// Option kinds (RFC 9293 §3.1).
+mod option {
+    pub const END: u8 = 0;
+    pub const NO_OPERATION: u8 = 1;
+    pub const MAXIMUM_SEGMENT_SIZE: u8 = 2;
+}
+
+/// Set in what [`next_option`] tells when the option that it has looked at is the MSS.
+const IS_MSS: u64 = 1 << 32;
+
+/// One step along TCP options, from the one at the offset `at` in the frame: the offset of the next,
+/// or of this one's value and [`IS_MSS`]; 0 after the last. What
+/// [`Stages::next_option`](crate::steer::Stages::next_option) does: the verifier would follow each
+/// way through ten options.
+#[inline(always)]
+pub fn next_option<F: Frame>(frame: &F, at: u64) -> u64 {
+    let Some([kind, length]) = frame.read::<[u8; 2]>(at as usize) else { return 0 };
+    match kind {
+        option::END => 0,
+        option::NO_OPERATION => at + 1,
+        option::MAXIMUM_SEGMENT_SIZE if length == 4 => IS_MSS | (at + 2),
+        _ if length < 2 => 0,
+        _ => at + u64::from(length),
+    }
+}
+
+/// Lowers a SYN's MSS option, if it has one that is larger.
+#[inline(always)]
+fn lower_mss<F: Frame, T: Stages<F>>(
+    frame: &mut F,
+    tables: &T,
+    l4: usize,
+    header: &Tcp,
+    most: u16,
+) -> Option<Lowered> {
+    let end = l4 + usize::from(header.offset >> 4) * 4;
+    let mut next = (l4 + Tcp::LEN) as u64;
+    // So many options have room in a header.
+    for _ in 0..Tcp::MAX_LEN - Tcp::LEN {
+        if next == 0 || next & IS_MSS != 0 {
+            break;
+        }
+        next = tables.next_option(frame, next);
+    }
+    let at = (next & !IS_MSS) as usize;
+    if next & IS_MSS == 0 || at + 2 > end {
+        return None;
+    }
+    let value: [u8; 2] = frame.read(at)?;
+    if u16::from_be_bytes(value) <= most {
+        return None;
+    }
+    let lower = most.to_be_bytes();
+    frame.write(at, lower)?;
+    let (old, new) = (u16::from_ne_bytes(value), u16::from_ne_bytes(lower));
+    // At an odd offset its bytes stand in two words, each in the other half.
+    Some(if (at - l4).is_multiple_of(2) {
+        Lowered { old, new }
+    } else {
+        Lowered { old: old.swap_bytes(), new: new.swap_bytes() }
+    })
+}
+
+#[cfg(test)]
+mod tests;

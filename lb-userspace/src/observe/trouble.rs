@@ -1,0 +1,340 @@
+//! What is wrong with an instance, told from what was seen of it; and since when. No I/O.
+
+mod facts;
+#[cfg(test)]
+mod tests;
+
+use std::collections::BTreeMap;
+
+use crate::{
+    choice::Tier,
+    control::api::{Severity, Trouble, TroubleKind},
+    doctor::{Cause, Met, cause},
+    drain::{Admin, Moment},
+    health::{Failure, Seen, Standing, State},
+    model::{Backend, Service},
+};
+
+/// Share of the flow table that is more than it is made for.
+const CROWDED: f64 = 0.75;
+
+/// What is asked of an instance before it is called well.
+pub(super) struct Facts<'f> {
+    pub interfaces: Vec<Front<'f>>,
+    pub pools: Vec<Pool<'f>>,
+    pub flows_used: u32,
+    pub flow_capacity: u32,
+    /// What went wrong in the daemon itself.
+    pub own: Vec<Trouble>,
+}
+
+/// An interface on which clients' frames arrive.
+pub(super) struct Front<'f> {
+    pub name: &'f str,
+    pub is_attached: bool,
+    /// Why it carries no frames, and the mend; `None`: it does, or does not exist.
+    pub fault: Option<&'static str>,
+}
+
+/// A service with all that is seen of it.
+pub(super) struct Pool<'f> {
+    pub service: &'f Service,
+    pub tier: Tier,
+    /// Why its last good set is held, if it is.
+    pub hold: Option<String>,
+    /// In the order of the service's.
+    pub members: Vec<Member<'f>>,
+}
+
+impl Pool<'_> {
+    /// Whether none of those that are enabled answers.
+    fn is_silent(&self) -> bool {
+        let backends = self.service.backends.iter().zip(&self.members);
+        let mut enabled =
+            backends.filter(|(backend, _)| backend.admin == Admin::Enabled && !backend.leaving);
+        enabled.all(|(_, member)| {
+            member.standing.is_some_and(|standing| standing.health == State::Unreachable)
+        })
+    }
+}
+
+/// What is seen of a backend.
+pub(super) struct Member<'f> {
+    pub standing: Option<&'f Standing>,
+    pub seen: Option<&'f Seen>,
+    pub is_suspect: bool,
+    pub is_outlier: bool,
+}
+
+/// All that is wrong, the worst first; `since` only where what was seen tells it.
+pub(super) fn troubles(facts: Facts<'_>) -> Vec<Trouble> {
+    let mut troubles: Vec<Trouble> = facts.interfaces.iter().flat_map(of_interface).collect();
+    troubles.extend(facts.own);
+    troubles.extend(facts.pools.iter().flat_map(of_pool));
+    let (used, capacity) = (f64::from(facts.flows_used), f64::from(facts.flow_capacity));
+    if used > capacity * CROWDED {
+        let share = used / capacity * 100.0;
+        troubles.push(of_instance(
+            Severity::Fault,
+            TroubleKind::FlowTable,
+            format!(
+                "the flow table is {share:.0} % full; flows that find no place break if backends \
+                 change meanwhile"
+            ),
+            Some("raise flow_capacity; `sluice flows` shows whose they are".to_owned()),
+        ));
+    }
+    // Stable: what was found first stays first among its like.
+    troubles.sort_by_key(|trouble| trouble.severity);
+    troubles
+}
+
+/// About the instance itself.
+pub(super) fn of_instance(
+    severity: Severity,
+    kind: TroubleKind,
+    says: String,
+    mend: Option<String>,
+) -> Trouble {
+    Trouble { severity, kind, about: "instance".to_owned(), says, mend, since: None }
+}
+
+fn of_interface(front: &Front<'_>) -> Vec<Trouble> {
+    let about = |kind, says: &str, mend: String| Trouble {
+        severity: Severity::Outage,
+        kind,
+        about: format!("interface {}", front.name),
+        says: says.to_owned(),
+        mend: Some(mend),
+        since: None,
+    };
+    let mut troubles = Vec::new();
+    if !front.is_attached {
+        troubles.push(about(
+            TroubleKind::NotAttached,
+            "does not run our program, so what arrives there is not balanced",
+            format!(
+                "see `ip link show {}` whether it is there, and whose program it runs",
+                front.name
+            ),
+        ));
+    }
+    if let Some((says, mend)) = front.fault.and_then(|fault| fault.split_once(": ")) {
+        let named = format!("`ip link set {} up`", front.name);
+        troubles.push(about(TroubleKind::LinkDown, says, mend.replace("`ip link set`", &named)));
+    }
+    troubles
+}
+
+fn of_pool(pool: &Pool<'_>) -> Vec<Trouble> {
+    let service = pool.service;
+    let about = |severity, kind, says: String, mend: Option<String>| Trouble {
+        severity,
+        kind,
+        about: format!("service {}", service.name),
+        says,
+        mend,
+        since: None,
+    };
+    let mut troubles = Vec::new();
+    if let Some(why) = &pool.hold {
+        troubles.push(about(
+            Severity::Fault,
+            TroubleKind::Held,
+            format!("is held, {why}: those that were well are kept as they are"),
+            Some(
+                "look at this host first: its cable, its routes, `sluice doctor`; if the backends \
+                 are really down, mend them"
+                    .to_owned(),
+            ),
+        ));
+    }
+    let stopgap = |says: &str| {
+        about(Severity::Fault, TroubleKind::Stopgap, says.to_owned(), Some(mend_of_pool(service)))
+    };
+    match pool.tier {
+        Tier::Healthy => {}
+        _ if service.leaving => {}
+        Tier::Backup => troubles.push(stopgap("gives new connections to its backups alone")),
+        Tier::FailOpen if pool.is_silent() => troubles.push(Trouble {
+            severity: Severity::Outage,
+            ..stopgap(
+                "has no backend that answers: new connections go to all that are enabled \
+                 (fail_open), most likely in vain",
+            )
+        }),
+        Tier::FailOpen => troubles.push(stopgap(
+            "has nobody healthy: new connections go to all that are enabled (fail_open)",
+        )),
+        Tier::Draining => troubles
+            .push(stopgap("has nobody enabled: new connections go to those that are draining")),
+        Tier::Nobody => troubles.push(about(
+            Severity::Outage,
+            TroubleKind::Refusing,
+            "refuses new connections with a RST: no backend takes them".to_owned(),
+            Some(mend_of_pool(service)),
+        )),
+    }
+    for (backend, member) in service.backends.iter().zip(&pool.members) {
+        troubles.extend(of_backend(service, backend, member));
+    }
+    troubles
+}
+
+/// What gives a service healthy backends again.
+fn mend_of_pool(service: &Service) -> String {
+    let out = service.backends.iter().find(|backend| backend.admin != Admin::Enabled);
+    let is_some_enabled =
+        service.backends.iter().any(|backend| backend.admin == Admin::Enabled && !backend.leaving);
+    match out.filter(|backend| !backend.leaving) {
+        _ if service.backends.is_empty() => {
+            format!("add one: `sluice backend add {} NAME ADDRESS`", service.name)
+        }
+        Some(out) if is_some_enabled => format!(
+            "mend the backends below, or `sluice backend enable {} {}`",
+            service.name, out.name
+        ),
+        Some(out) => format!("`sluice backend enable {} {}`", service.name, out.name),
+        None => "mend the backends below".to_owned(),
+    }
+}
+
+fn of_backend(service: &Service, backend: &Backend, member: &Member<'_>) -> Option<Trouble> {
+    if backend.leaving {
+        return None;
+    }
+    let about =
+        |severity, kind, says: String, mend: Option<String>, since: Option<Moment>| Trouble {
+            severity,
+            kind,
+            about: format!("backend {}/{}", service.name, backend.name),
+            says,
+            mend,
+            since: since.map(|moment| moment.to_string()),
+        };
+    let is_ill =
+        |standing: &&Standing| matches!(standing.health, State::Unhealthy | State::Unreachable);
+    let ill = member.standing.filter(is_ill);
+    if let Some((mut says, since)) = taken_out(backend) {
+        if let Some(ill) = ill {
+            says = format!("{says}, and {}", illness(ill));
+        }
+        let mend = format!(
+            "when it shall serve again: `sluice backend {}`",
+            match backend.admin {
+                Admin::Enabled => format!("weight {} {} 100", service.name, backend.name),
+                _ => format!("enable {} {}", service.name, backend.name),
+            }
+        );
+        return Some(about(Severity::Notice, TroubleKind::TakenOut, says, Some(mend), since));
+    }
+    if let Some(ill) = ill {
+        let since = member.seen.filter(|seen| seen.state == ill.health).map(|seen| seen.since);
+        let mend = mend_of_backend(service, backend, ill, member.seen);
+        let says = illness(ill);
+        return Some(about(Severity::Fault, TroubleKind::BackendDown, says, Some(mend), since));
+    }
+    if let Some(why) = member.seen.and_then(not_probed) {
+        let says = format!("can't be probed: {why}");
+        return Some(about(Severity::Fault, TroubleKind::Unprobed, says, None, None));
+    }
+    let says = match (member.is_suspect, member.is_outlier) {
+        (true, _) => "does not answer clients' SYNs, though its probes are well",
+        (false, true) => "completes far fewer handshakes than its pool",
+        (false, false) => return None,
+    };
+    let mend = format!(
+        "look at its firewall, its backlog and its load; `sluice backend drain {} {}` keeps new \
+         connections away",
+        service.name, backend.name
+    );
+    let kind = TroubleKind::BackendSuspect;
+    Some(about(Severity::Fault, kind, says.to_owned(), Some(mend), None))
+}
+
+/// Why its last probe could not be made, and what to do about that, if it could not.
+fn not_probed(seen: &Seen) -> Option<&str> {
+    match seen.last.as_ref()?.outcome.as_ref().err()? {
+        Failure::NotMade(why) => Some(why),
+        _ => None,
+    }
+}
+
+/// How an operator keeps a backend from new connections, and since when, if he does.
+fn taken_out(backend: &Backend) -> Option<(String, Option<Moment>)> {
+    match backend.admin {
+        Admin::Draining(drain) => Some((
+            format!(
+                "is draining: {} flows left, the rest is reset at {}",
+                drain.flows_left, drain.deadline
+            ),
+            Some(drain.since),
+        )),
+        Admin::Drained(drained) => Some(("is drained".to_owned(), Some(drained.until))),
+        Admin::Disabled => Some(("is disabled".to_owned(), None)),
+        Admin::Enabled if backend.weight == 0 => Some(("has weight 0".to_owned(), None)),
+        Admin::Enabled => None,
+    }
+}
+
+/// What is wrong with it, without the cause, which comes with the mend.
+fn illness(standing: &Standing) -> String {
+    let fault = standing.fault.as_deref().unwrap_or("it has not answered yet");
+    let fault = match &standing.cause {
+        Some(cause) => fault.strip_suffix(&format!("; {cause}")).unwrap_or(fault),
+        None => fault,
+    };
+    format!("is {}: {fault}", standing.health.name())
+}
+
+fn mend_of_backend(
+    service: &Service,
+    backend: &Backend,
+    standing: &Standing,
+    seen: Option<&Seen>,
+) -> String {
+    const LOOK: &str = "`sluice doctor` compares the ways to it";
+    if let Some(cause) = &standing.cause {
+        return cause.clone();
+    }
+    let (vip, own) = service.identity(backend);
+    let met = seen.and_then(|seen| seen.last.as_ref()).map(|probe| Met::by(&probe.outcome));
+    // Asked by way of the VIP, silence and refusal have causes that only a look elsewhere tells.
+    let found = met.filter(|met| matches!(met, Met::Ill | Met::Narrow | Met::NoWay));
+    match found.and_then(|met| cause(None, met)) {
+        Some(Cause::AnswersWrongly) => format!("look at the log of its service on {own}"),
+        Some(found) => found.mend(service.forwarding, vip, own).unwrap_or_else(|| LOOK.to_owned()),
+        None => LOOK.to_owned(),
+    }
+}
+
+/// Since when troubles are there that don't tell it themselves.
+#[derive(Debug, Default)]
+pub(super) struct Onsets {
+    /// `None`: since before the first look.
+    known: BTreeMap<(TroubleKind, String), Option<Moment>>,
+    has_looked: bool,
+}
+
+impl Onsets {
+    /// Takes in what is wrong now; what is no longer, is forgotten.
+    pub fn look(&mut self, troubles: &[Trouble], now: Moment) {
+        let onset = self.has_looked.then_some(now);
+        let before = std::mem::take(&mut self.known);
+        for trouble in troubles {
+            let key = (trouble.kind, trouble.about.clone());
+            let since = before.get(&key).copied().unwrap_or(onset);
+            self.known.insert(key, since);
+        }
+        self.has_looked = true;
+    }
+
+    /// Dates troubles; what has come since the last look came now.
+    pub fn date(&self, troubles: &mut [Trouble], now: Moment) {
+        for trouble in troubles.iter_mut().filter(|trouble| trouble.since.is_none()) {
+            let key = (trouble.kind, trouble.about.clone());
+            let since = self.known.get(&key).copied().unwrap_or(self.has_looked.then_some(now));
+            trouble.since = since.map(|moment| moment.to_string());
+        }
+    }
+}

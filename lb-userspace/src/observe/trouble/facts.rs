@@ -1,0 +1,97 @@
+//! Gathers from the daemon's state what troubles are told from.
+
+use std::collections::BTreeMap;
+
+use super::{Facts, Front, Member, Pool, of_instance, troubles};
+use crate::{
+    choice::choose,
+    control::api::{Severity, Trouble, TroubleKind},
+    drain::Moment,
+    health::Seen,
+    model::{Identity, Service},
+    network::Interface,
+    observe::State,
+};
+
+impl State {
+    /// Notes since when what is wrong now is so.
+    pub fn look_for_troubles(&mut self) {
+        let seen = self.probes.as_ref().map(|probes| probes.snapshot()).unwrap_or_default();
+        let troubles = self.undated(&seen, None);
+        self.onsets.look(&troubles, Moment::now());
+    }
+
+    /// What is wrong, the worst first; `seen` is what the probes have come to, `unread` why the
+    /// counters can't be read, if they can't.
+    pub(in crate::observe) fn troubles(
+        &self,
+        seen: &BTreeMap<Identity, Seen>,
+        unread: Option<&str>,
+    ) -> Vec<Trouble> {
+        let mut troubles = self.undated(seen, unread);
+        self.onsets.date(&mut troubles, Moment::now());
+        troubles
+    }
+
+    fn undated(&self, seen: &BTreeMap<Identity, Seen>, unread: Option<&str>) -> Vec<Trouble> {
+        let interfaces = self.interfaces.iter().map(|interface| Front {
+            name: &interface.name,
+            is_attached: interface.xdp().is_some_and(|xdp| self.datapath.is_ours(xdp.id)),
+            fault: interface.found.as_ref().and_then(Interface::fault),
+        });
+        troubles(Facts {
+            interfaces: interfaces.collect(),
+            pools: self.desired.services.iter().map(|s| self.pool(s, seen)).collect(),
+            flows_used: self.sweep.used(),
+            flow_capacity: self.datapath.flow_capacity(),
+            own: self.own_troubles(unread),
+        })
+    }
+
+    fn pool<'f>(&'f self, service: &'f Service, seen: &'f BTreeMap<Identity, Seen>) -> Pool<'f> {
+        let members = service.backends.iter().map(|backend| {
+            let identity = service.identity(backend);
+            Member {
+                standing: self.judge.standings().of(service, backend),
+                seen: seen.get(&identity),
+                is_suspect: self.traffic_of(&identity).is_suspect,
+                is_outlier: self.stands_out(&identity),
+            }
+        });
+        Pool {
+            service,
+            tier: choose(service, |backend| self.condition(service, backend)).tier,
+            hold: self.judge.hold(service),
+            members: members.collect(),
+        }
+    }
+
+    /// What went wrong in the daemon itself.
+    fn own_troubles(&self, unread: Option<&str>) -> Vec<Trouble> {
+        use Severity::{Fault, Outage};
+        let doctor = Some("`sluice doctor` looks closer; the daemon tries again all the time");
+        let disk = Some("make room on the disk, or mount it writable; it is tried again by itself");
+        let reload = Some("mend the file, see `sluice check`, and send SIGHUP again");
+        let log = Some("see the daemon's log");
+        let maps =
+            self.reconcile_error.as_ref().map(|e| format!("the maps are not as wanted: {e}"));
+        let found = [
+            (Outage, TroubleKind::Maps, maps, doctor),
+            (Outage, TroubleKind::NotAttached, self.attach_error.clone(), None),
+            (Fault, TroubleKind::Disk, self.keep_error.clone(), disk),
+            (Fault, TroubleKind::Disk, self.journal.error(), disk),
+            (Fault, TroubleKind::Disk, self.recording.error(), disk),
+            (Fault, TroubleKind::Config, self.reload_error.clone(), reload),
+            (Fault, TroubleKind::Note, unread.map(str::to_owned), log),
+        ];
+        let found = found.into_iter().filter_map(|(severity, kind, says, mend)| {
+            Some(of_instance(severity, kind, says?, mend.map(str::to_owned)))
+        });
+        let not_forwarded = self.not_forwarded.iter().map(|says| {
+            of_instance(Outage, TroubleKind::NotForwarded, says.clone(), doctor.map(str::to_owned))
+        });
+        let notes =
+            self.notes.iter().map(|says| of_instance(Fault, TroubleKind::Note, says.clone(), None));
+        found.chain(not_forwarded).chain(notes).collect()
+    }
+}
