@@ -11,7 +11,7 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     sync::Arc,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime},
 };
 
 use anyhow::{Context as _, Result};
@@ -464,6 +464,7 @@ fn beat(observed: &Observed, pulse: u32) {
     }
     state.read_traffic(Instant::now());
     state.look_at_backends();
+    state.record(SystemTime::now(), Instant::now());
     if is_round || state.intent.waits() {
         state.limit();
         match state.sweep() {

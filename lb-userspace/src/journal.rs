@@ -17,13 +17,16 @@ use std::{
 
 use crate::control::{
     Peer,
-    api::{Event, EventFilter, EventKind, Events},
+    api::{Event, EventFilter, EventKind, Events, LastProbe},
 };
 
 /// Size at which a file is full; there are two at most, some 40,000 events.
 const FULL: u64 = 4 << 20;
 /// Events kept in memory, for those who follow.
 const RECENT: usize = 4096;
+/// Events that happen together and are told one by one, so that a file of ten thousand backends
+/// does not drive out all that was before.
+const TOGETHER: usize = 1000;
 
 /// An instance's journal. Clones write to the same.
 #[derive(Clone, Debug)]
@@ -49,6 +52,7 @@ pub struct Entry {
     text: String,
     by: Option<Peer>,
     generation: Option<u64>,
+    probe: Option<LastProbe>,
 }
 
 impl Entry {
@@ -66,6 +70,11 @@ impl Entry {
     /// Somebody asked for it, and this count of changes came of it.
     pub fn by(self, peer: &Peer, generation: u64) -> Self {
         Self { by: Some(*peer), generation: Some(generation), ..self }
+    }
+
+    /// It rests on this probe.
+    pub fn seen_by(self, probe: Option<LastProbe>) -> Self {
+        Self { probe, ..self }
     }
 }
 
@@ -89,6 +98,14 @@ impl Journal {
 
     /// Notes what happened together.
     pub fn note_all(&self, kind: EventKind, entries: impl IntoIterator<Item = Entry>) {
+        let mut entries: Vec<Entry> = entries.into_iter().collect();
+        let surplus = entries.len().saturating_sub(TOGETHER);
+        if surplus > 0 {
+            let Entry { by, generation, .. } = entries[TOGETHER].clone();
+            let text = format!("and {surplus} more like these");
+            entries.truncate(TOGETHER);
+            entries.push(Entry { text, by, generation, ..Entry::default() });
+        }
         let mut inner = self.lock();
         let events: Vec<Event> =
             entries.into_iter().map(|entry| inner.event(kind, entry)).collect();
@@ -146,6 +163,7 @@ impl Inner {
             uid: entry.by.map(|peer| peer.uid),
             pid: entry.by.and_then(|peer| peer.pid),
             generation: entry.generation,
+            probe: entry.probe,
         }
     }
 
@@ -224,9 +242,7 @@ pub fn read(directory: &Path) -> Vec<Event> {
 
 /// The latest that match, the oldest first.
 pub fn select(events: impl IntoIterator<Item = Event>, filter: &EventFilter) -> Events {
-    let after = filter.after.unwrap_or(0);
-    let mut events: Vec<Event> =
-        events.into_iter().filter(|event| filter.after.is_none() || event.id > after).collect();
+    let mut events: Vec<Event> = events.into_iter().filter(|event| filter.matches(event)).collect();
     let surplus = events.len().saturating_sub(filter.limit());
     events.drain(..surplus);
     Events { events, truncated: surplus > 0 }
@@ -235,14 +251,20 @@ pub fn select(events: impl IntoIterator<Item = Event>, filter: &EventFilter) -> 
 fn log(event: &Event) {
     let Event { kind, service, backend, text, uid, pid, generation, .. } = event;
     let kind = kind.name();
+    // The journal shows the message alone, unless it is asked for the fields.
+    let about = match (service, backend) {
+        (Some(service), Some(backend)) => format!("{service}/{backend}: "),
+        (Some(service), None) => format!("{service}: "),
+        (None, _) => String::new(),
+    };
     match event.kind {
         EventKind::Daemon | EventKind::Change | EventKind::Drained | EventKind::Upgrade => {
-            tracing::info!(kind, service, backend, uid, pid, generation, "{text}");
+            tracing::info!(kind, service, backend, uid, pid, generation, "{about}{text}");
         }
         EventKind::Drift | EventKind::Attach | EventKind::NextHop | EventKind::Health => {
-            tracing::warn!(kind, service, backend, "{text}");
+            tracing::warn!(kind, service, backend, "{about}{text}");
         }
-        EventKind::Trouble => tracing::error!(kind, service, backend, "{text}"),
+        EventKind::Trouble => tracing::error!(kind, service, backend, "{about}{text}"),
     }
 }
 
@@ -271,9 +293,9 @@ mod tests {
         let next = Journal::of(directory.path());
         next.note(EventKind::Daemon, Entry::new("started"));
         assert_eq!(next.events(&all).events[..2], told.events);
-        let after = EventFilter { after: Some(told.events[0].id), limit: None };
+        let after = EventFilter { after: Some(told.events[0].id), ..all.clone() };
         assert_eq!(texts(&next.events(&after)), ["drained", "started"]);
-        let last = EventFilter { after: None, limit: Some(1) };
+        let last = EventFilter { limit: Some(1), ..all.clone() };
         assert_eq!(texts(&next.events(&last)), ["started"]);
         assert!(next.events(&last).truncated);
     }
@@ -285,7 +307,7 @@ mod tests {
         ours.note(EventKind::Daemon, Entry::new("one"));
         let first = ours.events(&EventFilter::default()).events[0].id;
         theirs.note(EventKind::Upgrade, Entry::new("two"));
-        let later = EventFilter { after: Some(first), limit: None };
+        let later = EventFilter { after: Some(first), ..EventFilter::default() };
         assert_eq!(texts(&ours.events(&later)), ["two"]);
         ours.note(EventKind::Daemon, Entry::new("three"));
         assert_eq!(texts(&ours.events(&later)), ["two", "three"]);
@@ -305,6 +327,48 @@ mod tests {
     }
 
     #[test]
+    fn events_are_found_by_what_they_are_about() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let journal = Journal::of(directory.path());
+        for (service, backend) in [("web", "a"), ("web", "b"), ("api", "a")] {
+            let entry = |text| Entry::new(text).about(Some(service), Some(backend));
+            journal.note(EventKind::Health, entry(format!("{service}/{backend} is ill")));
+            journal.note(EventKind::Change, entry(format!("{service}/{backend} is changed")));
+        }
+        journal.note(EventKind::Daemon, Entry::new("stopping"));
+        let filter = EventFilter {
+            service: Some("web".to_owned()),
+            kind: Some(EventKind::Health),
+            ..EventFilter::default()
+        };
+        assert_eq!(texts(&journal.events(&filter)), ["web/a is ill", "web/b is ill"]);
+        let filter = EventFilter { backend: Some("a".to_owned()), limit: Some(1), ..filter };
+        assert_eq!(texts(&journal.events(&filter)), ["web/a is ill"]);
+        assert!(!journal.events(&filter).truncated, "nothing else matches");
+    }
+
+    #[test]
+    fn a_change_of_very_much_leaves_room_for_what_was_before() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let journal = Journal::of(directory.path());
+        journal.note(EventKind::Daemon, Entry::new("started"));
+        let peer = Peer { pid: Some(7), uid: 1000, gid: 1000 };
+        let many = (0..100_000).map(|n| Entry::new(format!("add backend {n}")).by(&peer, 3));
+        journal.note_all(EventKind::Change, many);
+        let told = select(
+            read(directory.path()),
+            &EventFilter { limit: Some(5000), ..EventFilter::default() },
+        );
+        let texts = texts(&told);
+        assert_eq!((texts.len(), texts[0]), (1 + TOGETHER + 1, "started"));
+        assert_eq!(texts[TOGETHER + 1], "and 99000 more like these");
+        assert_eq!(
+            (told.events[TOGETHER + 1].uid, told.events[TOGETHER + 1].generation),
+            (Some(1000), Some(3))
+        );
+    }
+
+    #[test]
     fn files_are_bounded() {
         let directory = tempfile::tempdir().expect("a directory");
         let journal = Journal::of(directory.path());
@@ -316,7 +380,11 @@ mod tests {
             let bytes = fs::metadata(&file).expect("a file").len();
             assert!(bytes <= FULL + (128 << 10), "{}: {bytes}", file.display());
         }
-        let count = journal.events(&EventFilter { after: Some(1), limit: Some(10_000) });
+        let count = journal.events(&EventFilter {
+            after: Some(1),
+            limit: Some(10_000),
+            ..EventFilter::default()
+        });
         assert_eq!(count.events.len(), 200, "what was thrown away is still in memory");
     }
 

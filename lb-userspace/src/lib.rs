@@ -4,7 +4,8 @@
 //! time, `drain` and `choice` say what follows from that; `network` finds the backends' next
 //! hops; `health` judges the backends; `reconcile` plans and writes what differs into the maps of
 //! `datapath`; `observe` tells what is and `operate` changes it, over `control` and `http`, for
-//! the `cli`; `watchdog` sees whether the services are forwarded. `daemon` wires them together.
+//! the `cli`; `recorder` keeps the last hour; `watchdog` sees whether the services are forwarded.
+//! `daemon` wires them together.
 
 pub mod agent;
 pub mod choice;
@@ -28,6 +29,7 @@ pub mod observe;
 pub mod operate;
 pub mod prober;
 pub mod reconcile;
+pub mod recorder;
 pub mod seed;
 pub mod watchdog;
 pub mod whole_file;

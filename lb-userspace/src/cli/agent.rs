@@ -5,7 +5,7 @@ use std::net::IpAddr;
 use clap::Subcommand;
 use ipnet::IpNet;
 
-use super::{Output, log_to_stderr};
+use super::{Output, log};
 use crate::{agent, instance::Instance};
 
 /// What can be done on a backend's host.
@@ -28,6 +28,9 @@ pub enum Command {
         /// Outer source addresses to accept tunnels from; all others' are dropped and counted
         #[arg(long, value_name = "PREFIX")]
         from: Vec<IpNet>,
+        /// How the log is written
+        #[arg(long, value_name = "FORMAT", default_value = "auto")]
+        log: log::Format,
     },
     /// Undo all that `agent run` did
     Detach,
@@ -38,8 +41,8 @@ pub enum Command {
 /// Passes a command on.
 pub async fn execute(command: Command, instance: Instance) -> anyhow::Result<()> {
     match command {
-        Command::Run { interface, vips, from } => {
-            log_to_stderr();
+        Command::Run { interface, vips, from, log } => {
+            log::start(log);
             agent::run(agent::Options { instance, interface, vips, from }).await
         }
         Command::Detach => agent::detach(&instance).await,

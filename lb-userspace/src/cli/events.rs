@@ -1,18 +1,28 @@
 //! `sluice events`: what happened, and who asked for it.
 
-use std::{path::Path, process::ExitCode, time::Duration};
+use std::{
+    io::{self, Write as _},
+    path::Path,
+    process::ExitCode,
+    time::Duration,
+};
 
 use anyhow::Context as _;
 use clap::Args;
+use jiff::Zoned;
 use tokio::time::sleep;
 
-use super::{palette, print, table::Palette, table::Tone};
+use super::{
+    figures::plural,
+    palette, print,
+    table::{Palette, Tone},
+    when::When,
+};
 use crate::{
     control::{
         api::{Event, EventFilter, EventKind},
         client::{Client, Error},
     },
-    drain::Moment,
     instance::Instance,
     journal,
 };
@@ -23,9 +33,21 @@ const PAUSE: Duration = Duration::from_millis(300);
 /// Which events, and how.
 #[derive(Args)]
 pub struct Arguments {
-    /// Only what happened within this time, as 10m or 2h
-    #[arg(long, value_name = "TIME", value_parser = humantime::parse_duration)]
-    since: Option<Duration>,
+    /// Only what happened since then: 10m (ago), 14:03, "2026-11-21 14:03" or RFC 3339
+    #[arg(long, value_name = "TIME")]
+    since: Option<When>,
+    /// Only what is about this service
+    #[arg(long, value_name = "SERVICE")]
+    service: Option<String>,
+    /// Only what is about backends of this name
+    #[arg(long, value_name = "NAME")]
+    backend: Option<String>,
+    /// Only events of this kind
+    #[arg(long)]
+    kind: Option<EventKind>,
+    /// So many at most, the latest
+    #[arg(long, value_name = "N", default_value_t = EventFilter::LIMIT)]
+    limit: usize,
     /// Go on as things happen, until Ctrl-C
     #[arg(long)]
     follow: bool,
@@ -40,17 +62,30 @@ pub async fn execute(
     instance: &Instance,
     arguments: &Arguments,
 ) -> anyhow::Result<ExitCode> {
-    let since = arguments.since.map(|time| {
-        let now = Duration::from_millis(Moment::now().0);
-        now.saturating_sub(time).as_micros() as u64
-    });
-    let mut filter = EventFilter { after: since, limit: None };
+    let since = arguments.since.map(|since| since.moment(&Zoned::now()));
+    let since = since.transpose().context("find that moment in the calendar")?;
+    let mut filter = EventFilter {
+        // Whatever happened in that very microsecond, too.
+        after: since.map(|since| u64::try_from(since.as_microsecond() - 1).unwrap_or(0)),
+        service: arguments.service.clone(),
+        backend: arguments.backend.clone(),
+        kind: arguments.kind,
+        limit: Some(arguments.limit),
+    };
     loop {
         let told = match client.events(&filter).await {
             Ok(told) => told,
             Err(Error::NotRunning { .. }) => left_behind(&instance.state(), &filter),
             Err(error) => return Err(error.into()),
         };
+        if told.truncated {
+            // Nobody is left to tell that stderr is closed.
+            let _ = writeln!(
+                io::stderr(),
+                "the latest {} only: `--limit N` shows more, `--since` what is older",
+                plural(told.events.len() as u64, "event")
+            );
+        }
         for event in &told.events {
             filter.after = Some(event.id);
             print(line(event, arguments.json, palette())?.as_bytes())?;
@@ -67,21 +102,25 @@ fn left_behind(directory: &Path, filter: &EventFilter) -> crate::control::api::E
     journal::select(journal::read(directory), filter)
 }
 
-fn line(event: &Event, json: bool, palette: Palette) -> anyhow::Result<String> {
-    if json {
-        return Ok(serde_json::to_string(event).context("write JSON")? + "\n");
-    }
-    let tone = match event.kind {
+/// How it looks.
+pub(super) const fn tone(kind: EventKind) -> Tone {
+    match kind {
         EventKind::Daemon | EventKind::Change | EventKind::Upgrade => Tone::Plain,
         EventKind::Drained => Tone::Good,
         EventKind::Drift | EventKind::Attach | EventKind::NextHop | EventKind::Health => {
             Tone::Doubtful
         }
         EventKind::Trouble => Tone::Bad,
-    };
+    }
+}
+
+fn line(event: &Event, json: bool, palette: Palette) -> anyhow::Result<String> {
+    if json {
+        return Ok(serde_json::to_string(event).context("write JSON")? + "\n");
+    }
     // To the second, for people.
     let at = event.at.get(..19).unwrap_or(&event.at);
-    let kind = palette.paint(tone, &format!("{:<8}", event.kind.name()));
+    let kind = palette.paint(tone(event.kind), &format!("{:<8}", event.kind.name()));
     let about = match (&event.service, &event.backend) {
         (Some(service), Some(backend)) => format!("{service}/{backend}  "),
         (Some(service), None) => format!("{service}  "),

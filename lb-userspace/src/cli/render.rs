@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use lb_common::{flow::State, reason::Class};
 
 use super::{
-    figures::{bytes, exact, plural, seconds, short},
+    figures::{bytes, exact, plural, short},
     table::{
         Cell, Palette,
         Side::{Left, Right},
@@ -180,53 +180,6 @@ fn remark(backend: &api::Backend) -> Option<Cell> {
     (!says.is_empty()).then(|| Cell::toned(tone, says.join("; ")))
 }
 
-/// One row a flow, and what they add up to.
-pub fn flows(flows: &api::Flows, palette: Palette) -> String {
-    let mut text = String::new();
-    if !flows.flows.is_empty() {
-        let mut table = Table::new(&[
-            ("CLIENT", Left),
-            ("VIP", Left),
-            ("SERVICE", Left),
-            ("BACKEND", Left),
-            ("STATE", Left),
-            ("AGE", Right),
-            ("IDLE", Right),
-        ]);
-        for flow in &flows.flows {
-            table.row([
-                (*flow.client).into(),
-                (*flow.vip).into(),
-                (*flow.service).into(),
-                (*flow.backend).into(),
-                (*flow.state).into(),
-                seconds(flow.age_seconds).into(),
-                seconds(flow.idle_seconds).into(),
-            ]);
-        }
-        text += &table.render(palette);
-        text.push('\n');
-    }
-    if flows.truncated {
-        let (shown, limit) = (exact(flows.flows.len() as u64), api::FlowFilter::MAX_LIMIT);
-        text += &format!("{shown} are shown: `--limit N` shows more, up to {limit}\n");
-    }
-    let states = by_state(&flows.by_state);
-    text += &format!("{} matching{states}\n", plural(flows.matching, "flow"));
-    if flows.by_backend.len() > 1 {
-        let mut table = Table::new(&[("SERVICE", Left), ("BACKEND", Left), ("FLOWS", Right)]);
-        for share in &flows.by_backend {
-            table.row([
-                (*share.service).into(),
-                (*share.backend).into(),
-                exact(share.flows).into(),
-            ]);
-        }
-        text += &format!("\n{}", table.render(palette));
-    }
-    text
-}
-
 /// What became of every frame; reasons that never happened only if `all` are wanted.
 pub fn reasons(reasons: &api::Reasons, all: bool, palette: Palette) -> String {
     let mut table =
@@ -327,24 +280,6 @@ mod tests {
         }
         let stale = api::Backend { stale: true, ..well };
         assert_eq!(health(&stale).text(), "healthy, stale");
-    }
-
-    #[test]
-    fn flows_are_listed_and_counted() {
-        insta::assert_snapshot!(flows(&sample::flows(), PLAIN), @"
-        CLIENT                 VIP              SERVICE  BACKEND  STATE        AGE  IDLE
-        198.51.100.7:40001     203.0.113.10:80  web      web-1    old        1d 2h    0s
-        198.51.100.7:40002     203.0.113.10:80  web      web-2    embryonic     3s    3s
-        [2001:db8:7::1]:50000  203.0.113.10:80  web      web-1    closing    1m 1s   12s
-
-        3 are shown: `--limit N` shows more, up to 100000
-        1,234 flows matching: 3 embryonic, 100 young, 1,131 old, 20 closing
-
-        SERVICE  BACKEND  FLOWS
-        web      web-1    1,200
-        web      web-2       34
-        ");
-        assert_eq!(flows(&api::Flows::default(), PLAIN), "0 flows matching\n");
     }
 
     #[test]

@@ -84,8 +84,8 @@ pub struct Table {
 
 struct Row {
     cells: Vec<Cell>,
-    /// A sentence under it, which begins below this column.
-    remark: Option<(usize, Cell)>,
+    /// Sentences under it, each of which begins below a column.
+    remarks: Vec<(usize, Cell)>,
 }
 
 impl Table {
@@ -96,15 +96,20 @@ impl Table {
 
     /// One more row: a cell for each column.
     pub fn row(&mut self, cells: impl IntoIterator<Item = Cell>) {
-        self.rows.push(Row { cells: cells.into_iter().collect(), remark: None });
+        self.rows.push(Row { cells: cells.into_iter().collect(), remarks: Vec::new() });
     }
 
-    /// A sentence about the last row, on a line of its own under that row's cell number `column`;
-    /// it widens no column.
+    /// A sentence more about the last row, on a line of its own under that row's cell number
+    /// `column`; it widens no column.
     pub fn remark(&mut self, column: usize, sentence: Cell) {
         if let Some(row) = self.rows.last_mut() {
-            row.remark = Some((column, sentence));
+            row.remarks.push((column, sentence));
         }
+    }
+
+    /// A sentence between rows, which begins below a column; it widens none.
+    pub fn sentence(&mut self, column: usize, sentence: Cell) {
+        self.rows.push(Row { cells: Vec::new(), remarks: vec![(column, sentence)] });
     }
 
     /// Lines without blanks at their ends.
@@ -117,7 +122,7 @@ impl Table {
         }
         let heading: Vec<Cell> =
             self.columns.iter().map(|(head, _)| Cell::toned(Tone::Strong, *head)).collect();
-        let heading = Row { cells: heading, remark: None };
+        let heading = Row { cells: heading, remarks: Vec::new() };
         let mut text = String::new();
         for row in std::iter::once(&heading).chain(&self.rows) {
             let mut line = String::new();
@@ -131,9 +136,11 @@ impl Table {
                 // Writing to a String can't fail.
                 let _ = write!(line, "{before}{painted}{after}  ");
             }
-            text.push_str(line.trim_end());
-            text.push('\n');
-            if let Some((column, sentence)) = &row.remark {
+            if !row.cells.is_empty() {
+                text.push_str(line.trim_end());
+                text.push('\n');
+            }
+            for (column, sentence) in &row.remarks {
                 let indent: usize = widths.iter().take(*column).map(|width| width + 2).sum();
                 let _ = writeln!(
                     text,
@@ -150,6 +157,18 @@ impl Table {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn remarks_stand_in_their_order() {
+        let mut table = Table::new(&[("NAME", Side::Left), ("N", Side::Right)]);
+        table.row(["a".into(), "1".into()]);
+        table.remark(1, "first".into());
+        table.remark(0, "second".into());
+        table.sentence(1, "third".into());
+        table.row(["b".into(), "2".into()]);
+        let text = table.render(Palette { colours: false });
+        assert_eq!(text, "NAME  N\na     1\n      first\nsecond\n      third\nb     2\n");
+    }
 
     #[test]
     fn a_remark_stands_under_its_row_and_widens_nothing() {

@@ -108,6 +108,8 @@ impl Client {
             ("service", filter.service.clone()),
             ("backend", filter.backend.clone()),
             ("client", filter.client.map(|client| client.to_string())),
+            ("state", filter.state.and_then(written)),
+            ("sort", filter.sort.and_then(written)),
             ("limit", filter.limit.map(|limit| limit.to_string())),
         ];
         self.get(&format!("/v1/flows{}", query(fields))).await
@@ -128,6 +130,9 @@ impl Client {
     pub async fn events(&self, filter: &api::EventFilter) -> Result<api::Events, Error> {
         let fields = [
             ("after", filter.after.map(|id| id.to_string())),
+            ("service", filter.service.clone()),
+            ("backend", filter.backend.clone()),
+            ("kind", filter.kind.and_then(written)),
             ("limit", filter.limit.map(|limit| limit.to_string())),
         ];
         self.get(&format!("/v1/events{}", query(fields))).await
@@ -234,6 +239,11 @@ impl Client {
 fn version(response: &Response<Incoming>) -> Option<String> {
     let server = response.headers().get(header::SERVER)?.to_str().ok()?;
     server.strip_prefix("sluice/").map(str::to_owned)
+}
+
+/// The name by which JSON and queries have it.
+fn written(name: impl Serialize) -> Option<String> {
+    serde_json::to_value(name).ok()?.as_str().map(str::to_owned)
 }
 
 fn query<const N: usize>(fields: [(&str, Option<String>); N]) -> String {

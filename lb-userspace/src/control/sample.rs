@@ -1,6 +1,7 @@
 //! A small instance that answers, for the tests of all who ask or print.
 
 use std::{
+    net::SocketAddr,
     sync::atomic::{AtomicBool, Ordering},
     time::Duration,
 };
@@ -33,7 +34,11 @@ impl Control for Sample {
         let matches = |flow: &api::Flow| {
             filter.service.as_ref().is_none_or(|service| *service == flow.service)
                 && filter.backend.as_ref().is_none_or(|backend| *backend == flow.backend)
-                && filter.client.is_none_or(|ip| flow.client.contains(&ip.to_string()))
+                && filter.client.is_none_or(|wanted| {
+                    let client: SocketAddr = flow.client.parse().expect("an address");
+                    wanted.contains(&client.ip())
+                })
+                && filter.state.is_none_or(|wanted| State::from(wanted).name() == flow.state)
         };
         let mut flows = flows();
         flows.flows.retain(matches);
@@ -119,6 +124,7 @@ pub fn events() -> api::Events {
         uid: None,
         pid: None,
         generation: None,
+        probe: None,
     };
     let change =
         event(1, "2026-05-01T07:30:00.000001Z", api::EventKind::Change, "enabled -> draining");
@@ -224,15 +230,17 @@ pub fn flows() -> api::Flows {
         age_seconds,
         idle_seconds,
     };
+    let oldest = flow("198.51.100.7:40001", "web-1", State::Old, 93_784, 0);
     api::Flows {
+        oldest: Some(oldest.clone()),
         flows: vec![
-            flow("198.51.100.7:40001", "web-1", State::Old, 93_784, 0),
+            oldest,
             flow("198.51.100.7:40002", "web-2", State::Embryonic, 3, 3),
             flow("[2001:db8:7::1]:50000", "web-1", State::Closing, 61, 12),
         ],
         matching: 1234,
         by_state: api::by_state(count),
-        by_backend: vec![share("web-1", 1200), share("web-2", 34)],
+        by_backend: vec![share("web-1", 1200, 93_784), share("web-2", 34, 3)],
         limit: 3,
         truncated: true,
     }
@@ -317,8 +325,20 @@ fn handshake_times(jiffies: &[u64]) -> api::HandshakeTimes {
     api::HandshakeTimes::new(&times, 250)
 }
 
-fn share(backend: &str, flows: u64) -> api::BackendFlows {
-    api::BackendFlows { service: "web".to_owned(), backend: backend.to_owned(), flows }
+/// Three of them are embryonic, the others old.
+fn share(backend: &str, flows: u64, oldest_seconds: u64) -> api::BackendFlows {
+    let by_state = api::by_state(|state| match state {
+        State::Embryonic => 3,
+        State::Old => flows - 3,
+        State::Free
+        | State::Young
+        | State::Closing
+        | State::Reset
+        | State::Answered
+        | State::TimeWait => 0,
+    });
+    let (service, backend) = ("web".to_owned(), backend.to_owned());
+    api::BackendFlows { service, backend, flows, by_state, oldest_seconds }
 }
 
 fn count(state: State) -> u64 {

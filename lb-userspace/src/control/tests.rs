@@ -86,7 +86,9 @@ async fn what_the_daemon_knows_the_client_hears() {
     let filter = api::FlowFilter {
         service: Some("web".to_owned()),
         backend: Some("web-1".to_owned()),
-        client: Some("2001:db8:7::1".parse().expect("an address")),
+        client: Some("2001:db8:7::/48".parse().expect("an address")),
+        state: Some(api::FlowState::Closing),
+        sort: Some(api::FlowOrder::Idle),
         limit: Some(5),
     };
     let flows = client.flows(&filter).await.expect("flows");
@@ -140,7 +142,7 @@ async fn errors_are_json_with_a_status() {
             "GET /v1/flows?clinet=192.0.2.1",
             "HTTP/1.1 400 Bad Request",
             "{\"error\":\"Failed to deserialize query string: clinet: unknown field `clinet`, \
-             expected one of `service`, `backend`, `client`, `limit`\"}",
+             expected one of `service`, `backend`, `client`, `state`, `sort`, `limit`\"}",
         ),
     ];
     for (request, status, body) in cases {
@@ -224,7 +226,12 @@ async fn what_is_asked_for_is_done_or_refused_with_the_reason() {
     let other = api::DrainFilter { backend: Some("web-2".to_owned()), ..all };
     assert_eq!(client.drains(&other).await.expect("drains"), []);
 
-    let later = api::EventFilter { after: Some(1), limit: None };
+    let later = api::EventFilter {
+        after: Some(1),
+        service: None,
+        kind: Some(api::EventKind::Drift),
+        ..api::EventFilter::default()
+    };
     assert_eq!(client.events(&later).await.expect("events").events, sample::events().events[1..]);
 }
 

@@ -21,7 +21,7 @@ pub(crate) mod run;
 pub(crate) mod segment;
 pub mod upgrade;
 
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use aya::programs::{Xdp, xdp::XdpMode as AyaMode};
@@ -72,7 +72,14 @@ pub struct Datapath {
     /// Ids of the pinned program, and of the one before it.
     programs: Mutex<[u32; 2]>,
     settings: Settings,
-    flows: flows::FlowMemory,
+    flows: Arc<flows::FlowMemory>,
+}
+
+/// The flow table, to be read without the rest of the instance: a long list holds up nobody.
+pub struct FlowTable {
+    memory: Arc<flows::FlowMemory>,
+    settings: Settings,
+    now: u32,
 }
 
 impl Datapath {
@@ -164,7 +171,7 @@ impl Datapath {
     }
 
     fn assemble(pins: Pins, maps: Maps, settings: Settings) -> Result<Self> {
-        let flows = flows::FlowMemory::map(&maps, &settings)?;
+        let flows = Arc::new(flows::FlowMemory::map(&maps, &settings)?);
         let clock = load::pinned_program(&pins, CLOCK)?;
         let programs = Mutex::new([pinned_id(&pins)?; 2]);
         Ok(Self { pins, maps, clock, programs, settings, flows })
@@ -319,8 +326,24 @@ impl Datapath {
         of: impl Fn(u16) -> bool,
         each: impl FnMut(&FlowView) -> bool,
     ) -> Result<()> {
-        self.flows.each(&self.settings, clock::now(&self.clock)?, of, each);
+        self.flow_table()?.each(of, each);
         Ok(())
+    }
+
+    /// The flow table, for those who take their time; ages are told as of now.
+    ///
+    /// # Errors
+    /// If the kernel does not tell the time.
+    pub fn flow_table(&self) -> Result<FlowTable> {
+        let now = clock::now(&self.clock)?;
+        Ok(FlowTable { memory: Arc::clone(&self.flows), settings: self.settings, now })
+    }
+}
+
+impl FlowTable {
+    /// As [`Datapath::each_flow`].
+    pub fn each(&self, of: impl Fn(u16) -> bool, each: impl FnMut(&FlowView) -> bool) {
+        self.memory.each(&self.settings, self.now, of, each);
     }
 }
 

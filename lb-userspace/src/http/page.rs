@@ -156,7 +156,11 @@ impl Overview {
     fn new(control: &dyn Control, after: &After, now: SystemTime) -> Self {
         let status = control.status();
         let reasons = control.reasons();
-        let filter = api::EventFilter { after: after.after, limit: Some(EVENTS) };
+        let filter = api::EventFilter {
+            after: after.after,
+            limit: Some(EVENTS),
+            ..api::EventFilter::default()
+        };
         let events = control.events(&filter).events.into_iter().map(Event::from).collect();
         let since_1970 = now.duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         Self {

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, time::Instant};
 
-use super::State;
+use super::{State, status::last_probe};
 use crate::{
     choice::Condition,
     control::api::EventKind,
@@ -34,9 +34,16 @@ impl State {
         };
         let before = self.judge.standings().clone();
         let notes = self.judge.judge(evidence, Instant::now());
-        let entries = notes
-            .into_iter()
-            .map(|note| Entry::new(note.text).about(Some(&note.service), note.backend.as_deref()));
+        let entries = notes.into_iter().map(|note| {
+            let probe = note.backend.as_ref().and_then(|backend| {
+                let services = &self.desired.services;
+                let service = services.iter().find(|service| service.name == note.service)?;
+                let backend = service.backends.iter().find(|b| b.name == *backend)?;
+                last_probe(service, seen.get(&service.identity(backend)))
+            });
+            let entry = Entry::new(note.text).seen_by(probe);
+            entry.about(Some(&note.service), note.backend.as_deref())
+        });
         self.journal.note_all(EventKind::Health, entries);
         self.judge.standings() != &before
     }

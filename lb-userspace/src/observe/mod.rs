@@ -5,6 +5,7 @@ mod flows;
 mod forwarding;
 mod health;
 mod interfaces;
+mod recorder;
 pub(crate) mod retired;
 mod state;
 mod status;
@@ -67,7 +68,8 @@ impl Control for Observed {
     }
 
     fn flows(&self, filter: &api::FlowFilter) -> api::Flows {
-        flows::flows(&self.lock(), filter)
+        let look = flows::Look::begin(&self.lock());
+        look.take(filter)
     }
 
     fn reasons(&self) -> api::Reasons {

@@ -10,7 +10,9 @@ use std::{
 use anyhow::Result;
 use lb_common::{abi::Settings, address::Address, counters::Event};
 
-use super::{InterfaceCounts, retired::Retired, traffic::Pools, trouble::Onsets};
+use super::{
+    InterfaceCounts, recorder::Recording, retired::Retired, traffic::Pools, trouble::Onsets,
+};
 use crate::{
     conservation::Ledger,
     control::api::{self, EventKind},
@@ -91,6 +93,8 @@ pub struct State {
     pub drift_repairs: u64,
     /// What happened.
     pub journal: Journal,
+    /// What was counted, second by second.
+    pub(super) recording: Recording,
     /// Where the intent is kept.
     store: Store,
     /// When the maps were last changed: what a sweep begun before says of idle backends is old.
@@ -149,10 +153,12 @@ impl State {
     ) -> Result<Self> {
         let Restored { intent, store, notes } = restored;
         let kept_health = health::kept::read(&instance.state());
+        let journal = Journal::of(&instance.state());
         let desired = intent.desired();
         let retired = Retired::restore(&instance.state(), datapath.maps.traffic_id()?);
         Ok(Self {
-            journal: Journal::of(&instance.state()),
+            recording: Recording::start(&instance, &journal, &desired),
+            journal,
             instance,
             since: SystemTime::now(),
             desired,

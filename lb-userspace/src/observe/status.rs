@@ -231,7 +231,8 @@ fn backend(
     }
 }
 
-fn last_probe(service: &Service, seen: Option<&Seen>) -> Option<api::LastProbe> {
+/// The last probe of a backend, in the words of the API.
+pub(super) fn last_probe(service: &Service, seen: Option<&Seen>) -> Option<api::LastProbe> {
     let check = service.health.as_ref()?;
     let seen = seen?;
     let probe = seen.last.as_ref()?;

@@ -65,6 +65,7 @@ impl State {
             }
         }
         self.pools = pools;
+        self.recording.read(indices.into_iter().zip(counters).collect());
         self.journal.note_all(EventKind::Health, entries);
     }
 

@@ -1,12 +1,19 @@
 //! What an instance says of itself is what its traffic shows.
 
-use std::{collections::BTreeMap, net::SocketAddr};
-
-use sluice_tests::lab::{
-    Conversations, DEADLINE, EchoServer, Family, Plan, Sluice, dataplane, is_privileged, until,
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
 };
 
-use crate::scene::{Scene, VIP4, address};
+use sluice_tests::lab::{
+    Conversations, DEADLINE, EchoServer, Family, Plan, RawSocket, Sluice, dataplane, is_privileged,
+    until,
+};
+
+use crate::scene::{SYN, Scene, VIP4, address, assert_flawless, segment};
 
 #[test]
 fn flows_tell_who_serves_whom() {
@@ -47,6 +54,74 @@ fn flows_tell_who_serves_whom() {
         let opened = reports.iter().filter_map(|report| report.per_backend.get(name)).sum::<u64>();
         assert_eq!(backend["new_flows_total"], opened, "{backend}");
     }
+}
+
+#[test]
+fn a_large_table_is_listed_and_nobody_waits_for_it() {
+    const FLOWS: u32 = 100_000;
+    if !is_privileged() {
+        return;
+    }
+    let mut scene = Scene::start(Plan::default());
+    let flooded = "203.0.113.10:81";
+    scene.own(VIP4, "l2");
+    let config = dataplane(&["eth0"]).trim_end().to_owned()
+        + "\nflow_capacity = 262144\n"
+        + &scene.service("web", VIP4, "l2", Family::V4)
+        + &scene.service("flooded", flooded, "l2", Family::V4);
+    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
+    let client = scene.lab.client();
+    let socket = RawSocket::open(client.namespace(), "eth0", Duration::from_secs(1)).unwrap();
+    let macs = [scene.lab.balancer(), client].map(|host| host.interfaces()[0].mac());
+    for number in 0..FLOWS {
+        // TEST-NET-2, whose answers go nowhere.
+        let [_, high, low, host] = number.to_be_bytes();
+        let from = (Ipv4Addr::new(198, 51, 100, host), 1024 + u16::from_be_bytes([high, low]));
+        let segment = segment(macs.as_flattened(), from, address(flooded).port(), SYN);
+        socket.send(&segment).unwrap();
+    }
+    let flooded = |arguments: &[&str]| {
+        let all = [&["flows", "--service", "flooded"], arguments].concat();
+        sluice.json(&all).unwrap()
+    };
+    // All but those that found their place in the table taken.
+    let count = flooded(&["--count"]);
+    let matching = count["matching"].as_u64().unwrap();
+    assert!(matching > u64::from(FLOWS) / 100 * 95, "{matching}");
+    assert_eq!(count["by_state"]["embryonic"], matching);
+    assert_eq!(count["flows"].as_array().unwrap().len(), 0);
+    let shares = count["by_backend"].as_array().unwrap().iter();
+    assert_eq!(shares.map(|share| share["flows"].as_u64().unwrap()).sum::<u64>(), matching);
+
+    // While all of it is listed again and again, clients are served and others answered.
+    let done = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let lister = scope.spawn(|| {
+            let mut longest = 0;
+            while !done.load(Ordering::Relaxed) {
+                let list = flooded(&["--sort", "idle", "--limit", "100000"]);
+                longest = longest.max(list["flows"].as_array().unwrap().len());
+            }
+            longest
+        });
+        assert_flawless(&scene, &scene.request(VIP4, 200));
+        for weight in ["10", "20", "30"] {
+            sluice.cli_ok(&["backend", "weight", "web", "web-1", weight]).unwrap();
+        }
+        done.store(true, Ordering::Relaxed);
+        assert!(lister.join().unwrap() > 90_000);
+    });
+
+    let first = flooded(&["--sort", "age", "--limit", "3"]);
+    assert_eq!((first["flows"].as_array().unwrap().len(), &first["truncated"]), (3, &true.into()));
+    assert_eq!(first["oldest"]["age_seconds"], first["flows"][0]["age_seconds"]);
+    let one = flooded(&["--client", "198.51.100.7/32", "--state", "embryonic"]);
+    let of_one = one["flows"].as_array().unwrap().iter();
+    let starts =
+        |flow: &serde_json::Value| flow["client"].as_str().unwrap().starts_with("198.51.100.7:");
+    assert!(one["matching"].as_u64() > Some(300) && of_one.clone().all(starts), "{one}");
+    let text = sluice.cli_ok(&["flows", "--service", "flooded", "--limit", "2"]).unwrap();
+    assert!(text.contains(" more: `--limit N` lists up to 100,000"), "{text}");
 }
 
 #[test]

@@ -69,7 +69,7 @@ impl FullDisk {
     fn mount(directory: PathBuf) -> Self {
         fs::create_dir_all(&directory).unwrap();
         let mut mount = Command::new("mount");
-        mount.args(["-t", "tmpfs", "-o", "size=4m", "sluice-test"]).arg(&directory);
+        mount.args(["-t", "tmpfs", "-o", "size=16m", "sluice-test"]).arg(&directory);
         assert!(mount.status().unwrap().success());
         Self(directory)
     }
@@ -115,6 +115,11 @@ fn a_full_disk_loses_no_change_and_is_told_loudly() {
     sluice.start().unwrap();
     sluice.cli_ok(&["backend", "weight", "web", "web-1", "50"]).unwrap();
     let whole = fs::read(disk.0.join("state.json")).unwrap();
+    let newest = || {
+        let story = sluice.json(&["recorder", "--window", "5m"]).ok()?;
+        story["recorded_until"].as_str().map(str::to_owned)
+    };
+    until("a second to be recorded", DEADLINE, newest).unwrap();
     disk.fill();
 
     let drained = sluice.cli(&["backend", "drain", "web", "web-2"]).unwrap();
@@ -126,6 +131,10 @@ fn a_full_disk_loses_no_change_and_is_told_loudly() {
     assert_flawless(&scene, &tally);
     assert_eq!(tally.answers[VIP4].keys().collect::<Vec<_>>(), ["web-1", "web-3"]);
     assert_eq!(fs::read(disk.0.join("state.json")).unwrap(), whole, "never half written");
+    // The flight recorder has taken its room before.
+    assert!(!problems(&sluice).contains("recorder"), "{}", problems(&sluice));
+    let before = newest();
+    until("another second to be recorded", DEADLINE, || (newest() > before).then_some(())).unwrap();
 
     // It writes when it can.
     disk.empty();

@@ -1,9 +1,12 @@
 //! What happened: the journal's entries.
 
+use clap::ValueEnum;
 use serde::{Deserialize, Serialize};
 
+use super::LastProbe;
+
 /// Something that happened to an instance.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Event {
     /// Microseconds since 1970; each entry's is larger than the one's before.
     pub id: u64,
@@ -28,11 +31,15 @@ pub struct Event {
     /// The count of changes after it, where it was one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub generation: Option<u64>,
+    /// What a change of health rests on: the backend's last probe.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub probe: Option<LastProbe>,
 }
 
 /// Kinds of things that happen.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 #[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
 pub enum EventKind {
     /// The daemon started, stopped, or was taken off.
     Daemon,
@@ -77,6 +84,12 @@ impl EventKind {
 pub struct EventFilter {
     /// With an id above this: [`Event::id`] of the last one known, or a moment.
     pub after: Option<u64>,
+    /// About this service.
+    pub service: Option<String>,
+    /// About the backends of this name.
+    pub backend: Option<String>,
+    /// Of this kind.
+    pub kind: Option<EventKind>,
     /// So many at most, the latest. Default [`EventFilter::LIMIT`].
     pub limit: Option<usize>,
 }
@@ -88,6 +101,15 @@ impl EventFilter {
     /// How many to list.
     pub fn limit(&self) -> usize {
         self.limit.unwrap_or(Self::LIMIT)
+    }
+
+    /// Whether an event is asked for, be there room or not.
+    pub fn matches(&self, event: &Event) -> bool {
+        let is = |wanted: &Option<String>, is: &Option<String>| wanted.is_none() || wanted == is;
+        self.after.is_none_or(|after| event.id > after)
+            && is(&self.service, &event.service)
+            && is(&self.backend, &event.backend)
+            && self.kind.is_none_or(|kind| kind == event.kind)
     }
 }
 

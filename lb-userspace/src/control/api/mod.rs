@@ -3,6 +3,7 @@
 
 mod change;
 mod event;
+mod flow;
 mod handshakes;
 mod interface;
 mod probe;
@@ -23,6 +24,7 @@ pub use self::change::{
 };
 pub use self::{
     event::{Event, EventFilter, EventKind, Events},
+    flow::{BackendFlows, Clients, Flow, FlowFilter, FlowOrder, FlowState, Flows},
     handshakes::HandshakeTimes,
     interface::{Interface, InterfaceCounts},
     probe::{LastProbe, ProbeTotals},
@@ -249,70 +251,6 @@ pub struct FlowTable {
     pub by_state: BTreeMap<String, u64>,
 }
 
-/// Which flows `GET /v1/flows` lists: those that match all that is given.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct FlowFilter {
-    /// Of this service.
-    pub service: Option<String>,
-    /// Of this backend.
-    pub backend: Option<String>,
-    /// Of this client.
-    pub client: Option<IpAddr>,
-    /// List so many at most; all that match are counted. Default [`FlowFilter::LIMIT`].
-    pub limit: Option<usize>,
-}
-
-/// `GET /v1/flows`: some flows, and the count of all that match.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
-pub struct Flows {
-    /// At most `limit` of those that match.
-    pub flows: Vec<Flow>,
-    /// How many match.
-    pub matching: u64,
-    /// The same by state.
-    pub by_state: BTreeMap<String, u64>,
-    /// The same by backend, sorted; backends without a matching flow are left out.
-    pub by_backend: Vec<BackendFlows>,
-    /// How many were to be listed at most.
-    pub limit: usize,
-    /// Whether more match than are listed.
-    pub truncated: bool,
-}
-
-/// A flow.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-pub struct Flow {
-    /// The client's address and port.
-    pub client: String,
-    /// The VIP's address and port.
-    pub vip: String,
-    /// The service's name.
-    pub service: String,
-    /// The backend's name.
-    pub backend: String,
-    /// What the backend sees for the client, where that is translated.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub nat: Option<String>,
-    /// `embryonic`, `young`, `old`, `closing`, `reset` or `time_wait`.
-    pub state: String,
-    /// Since its first packet.
-    pub age_seconds: u64,
-    /// Since its last packet, as exactly as the table keeps it.
-    pub idle_seconds: u64,
-}
-
-/// A backend's share of the matching flows.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub struct BackendFlows {
-    /// The service's name.
-    pub service: String,
-    /// The backend's name.
-    pub backend: String,
-    /// How many.
-    pub flows: u64,
-}
-
 /// `GET /v1/reasons`: what became of every frame since the program was attached.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Reasons {
@@ -481,18 +419,6 @@ impl FlowTable {
 /// Counts under the states' names.
 pub fn by_state(count: impl Fn(State) -> u64) -> BTreeMap<String, u64> {
     State::ALL.into_iter().map(|state| (state.name().to_owned(), count(state))).collect()
-}
-
-impl FlowFilter {
-    /// How many flows are listed when nobody says otherwise.
-    pub const LIMIT: usize = 100;
-    /// The most that are listed, however many are asked for: some 20 MiB of JSON.
-    pub const MAX_LIMIT: usize = 100_000;
-
-    /// How many to list.
-    pub fn limit(&self) -> usize {
-        self.limit.unwrap_or(Self::LIMIT).min(Self::MAX_LIMIT)
-    }
 }
 
 impl Reasons {

@@ -111,6 +111,7 @@ impl State {
             (Outage, TroubleKind::NotAttached, self.attach_error.clone(), None),
             (Fault, TroubleKind::Disk, self.keep_error.clone(), disk),
             (Fault, TroubleKind::Disk, self.journal.error(), disk),
+            (Fault, TroubleKind::Disk, self.recording.error(), disk),
             (Fault, TroubleKind::Config, self.reload_error.clone(), reload),
             (Fault, TroubleKind::Note, unread.map(str::to_owned), log),
         ];
