@@ -162,7 +162,8 @@ fn disguise(scene: &Scene, of: &ClientFrame, as_if: &ClientFrame) {
 fn a_fingerprint_alone_never_decides_in_either_direction() {
     for purpose in Purpose::NAT {
         for family in FAMILIES {
-            for home in [false, true] {
+            let variants = [(false, false), (false, true), (true, false), (true, true)];
+            for (home, other_address) in variants {
                 let mut scene = Scene::new(purpose, family);
                 let pair = scene.establish(1);
                 let (real, mut like) = if home {
@@ -170,7 +171,11 @@ fn a_fingerprint_alone_never_decides_in_either_direction() {
                 } else {
                     (pair.client.clone(), pair.client.clone())
                 };
-                if home {
+                if other_address {
+                    let end = if home { &mut like.vip } else { &mut like.client };
+                    let others = [0, 1].map(|number| sample::nat_address(number, family));
+                    end.set_ip(others[usize::from(end.ip() == others[0])]);
+                } else if home {
                     let port = like.vip.port() ^ 0x10;
                     like.vip.set_port(port);
                 } else {
@@ -180,7 +185,8 @@ fn a_fingerprint_alone_never_decides_in_either_direction() {
                 for _ in 0..2 {
                     for flags in [ACK, FIN, RST, SYN] {
                         let said = scene.send(&like, flags);
-                        let name = format!("{purpose:?}, {home}, {flags:#04x}: {said:?}");
+                        let name =
+                            format!("{purpose:?}, {home} {other_address}, {flags:#04x}: {said:?}");
                         assert!(!matches!(said, Said::Through { .. }), "{name}");
                         assert_eq!(scene.states(&pair), ["old"; 2], "{name}");
                     }
