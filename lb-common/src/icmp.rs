@@ -72,6 +72,7 @@ pub struct Quoted(u64);
 impl Quoted {
     const TRANSLATED: u64 = 1 << 17;
     const RETURN: u64 = 1 << 18;
+    const IPV6: u64 = 1 << 19;
 
     /// From the number; see [`Self::number`].
     #[inline(always)]
@@ -83,6 +84,12 @@ impl Quoted {
     #[inline(always)]
     pub const fn number(self) -> u64 {
         self.0
+    }
+
+    /// The packet's IP version.
+    #[inline(always)]
+    pub const fn family(self) -> Family {
+        if self.is(Self::IPV6) { Family::Ipv6 } else { Family::Ipv4 }
     }
 
     #[inline(always)]
@@ -170,7 +177,11 @@ fn find<T: Tables>(tables: &T, error: &Error, destination: Address) -> Option<Qu
         return None;
     }
     let word = group_index * GROUP as u32 + found.index as u32;
-    let place = u64::from(word) << 32 | u64::from(index);
+    let family = match error.family {
+        Family::Ipv4 => 0,
+        Family::Ipv6 => Quoted::IPV6,
+    };
+    let place = u64::from(word) << 32 | u64::from(index) | family;
     if found.entry.is_return() {
         return Some(Quoted(place | Quoted::TRANSLATED | Quoted::RETURN));
     }
@@ -222,29 +233,37 @@ pub fn forward_error<F: Frame, T: Tables>(
     forward::rewrite(frame, &segment, tables, backend, u64::from(quoted.word()) << 32)
 }
 
-/// Translates an error as its flow's packets are. What [`Stages::translate_error`] does.
+/// Translates an error as its flow's packets are. What [`Stages::translate_error`] does: a function
+/// for each family, which has less to lay out on the stack.
 ///
 /// # Errors
 /// The reason to drop it.
 #[inline(always)]
-pub fn translate_error<F: Frame, T: Tables>(
+pub fn translate_ipv4<F: Frame, T: Tables>(
     frame: &mut F,
     tables: &T,
     quoted: Quoted,
 ) -> Result<Action, Reason> {
-    let (l3, family) = parse::network(frame)?;
-    match family {
-        Family::Ipv4 => {
-            let header: Ipv4 = frame.read(l3).ok_or(Reason::Runt)?;
-            let error = ipv4(frame, l3, &header).ok_or(Reason::NatNoReturn)?;
-            send(frame, tables, &error, quoted)
-        }
-        Family::Ipv6 => {
-            let header: Ipv6 = frame.read(l3).ok_or(Reason::Runt)?;
-            let error = ipv6(frame, l3, &header).ok_or(Reason::NatNoReturn)?;
-            send(frame, tables, &error, quoted)
-        }
-    }
+    let (l3, _) = parse::network(frame)?;
+    let header: Ipv4 = frame.read(l3).ok_or(Reason::Runt)?;
+    let error = ipv4(frame, l3, &header).ok_or(Reason::NatNoReturn)?;
+    send(frame, tables, &error, quoted)
+}
+
+/// The same.
+///
+/// # Errors
+/// The reason to drop it.
+#[inline(always)]
+pub fn translate_ipv6<F: Frame, T: Tables>(
+    frame: &mut F,
+    tables: &T,
+    quoted: Quoted,
+) -> Result<Action, Reason> {
+    let (l3, _) = parse::network(frame)?;
+    let header: Ipv6 = frame.read(l3).ok_or(Reason::Runt)?;
+    let error = ipv6(frame, l3, &header).ok_or(Reason::NatNoReturn)?;
+    send(frame, tables, &error, quoted)
 }
 
 #[inline(always)]
@@ -368,27 +387,21 @@ fn translate<F: Frame>(
                 .pair(u16::from_ne_bytes(inner.checksum), u16::from_ne_bytes(new.checksum))
         }
         Family::Ipv6 => {
-            let outer: Ipv6 = frame.read(error.l3).ok_or(Reason::Truncated)?;
-            let inner: Ipv6 = frame.read(inner_at).ok_or(Reason::Truncated)?;
-            if outer.hop_limit <= 1 {
+            let hops_at = error.l3 + Ipv6::HOP_LIMIT;
+            let hops: u8 = frame.read(hops_at).ok_or(Reason::Truncated)?;
+            if hops <= 1 {
                 return Err(Reason::HopLimit);
             }
-            let source = if comes_from_there { to.source.to_v6() } else { outer.source };
-            let new_outer = Ipv6 {
-                hop_limit: outer.hop_limit - 1,
-                source,
-                destination: to.destination.to_v6(),
-                ..outer
-            };
-            let new = Ipv6 {
-                source: quoted.source.to_v6(),
-                destination: quoted.destination.to_v6(),
-                ..inner
-            };
-            frame.write(error.l3, new_outer).ok_or(Reason::Truncated)?;
-            frame.write(inner_at, new).ok_or(Reason::Truncated)?;
-            // Its checksum covers the addresses of the packet, too (RFC 4443 §2.3).
-            ports.and(moved_v6(&inner, &new)).and(moved_v6(&outer, &new_outer))
+            let came_from: Address = frame.read(error.l3 + Ipv6::ADDRESSES).ok_or(Reason::Runt)?;
+            let source = if comes_from_there { to.source } else { came_from };
+            frame.write(hops_at, hops - 1).ok_or(Reason::Truncated)?;
+            write_ipv6(frame, error.l3, source, to.destination).ok_or(Reason::Truncated)?;
+            write_ipv6(frame, inner_at, quoted.source, quoted.destination)
+                .ok_or(Reason::Truncated)?;
+            // Its checksum covers the addresses of the packet, too (RFC 4443 §2.3). It was
+            // addressed to whom it quotes.
+            let outer = moved(moved(ports, came_from, source), old.source, to.destination);
+            moved(moved(outer, old.source, quoted.source), old.destination, quoted.destination)
         }
     };
     frame.write(error.ports_at, quoted.ports).ok_or(Reason::Truncated)?;
@@ -421,13 +434,18 @@ const fn addresses(old: &Ipv4, new: &Ipv4) -> Change {
         .word(word(old.destination), word(new.destination))
 }
 
+/// Writes both addresses of an IPv6 header.
 #[inline(always)]
-fn moved_v6(old: &Ipv6, new: &Ipv6) -> Change {
-    let one = |change: Change, old: [u8; 16], new: [u8; 16]| {
-        let ([a, b, c, d], [e, f, g, h]) = (Address::v6(old).halves(), Address::v6(new).halves());
-        change.word(a, e).word(b, f).word(c, g).word(d, h)
-    };
-    one(one(Change::shared(), old.source, new.source), old.destination, new.destination)
+fn write_ipv6<F: Frame>(frame: &mut F, at: usize, from: Address, to: Address) -> Option<()> {
+    frame.write(at + Ipv6::ADDRESSES, from)?;
+    frame.write(at + Ipv6::ADDRESSES + size_of::<Address>(), to)
+}
+
+/// An IPv6 address becomes another.
+#[inline(always)]
+const fn moved(change: Change, old: Address, new: Address) -> Change {
+    let ([a, b, c, d], [e, f, g, h]) = (old.halves(), new.halves());
+    change.word(a, e).word(b, f).word(c, g).word(d, h)
 }
 
 #[cfg(test)]

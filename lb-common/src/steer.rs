@@ -106,13 +106,16 @@ pub trait Stages<F: Frame>: Tables + Sized {
         icmp::forward_error(frame, self, quoted)
     }
 
-    /// Translates an ICMP error about a flow that is; see [`icmp::translate_error`].
+    /// Translates an ICMP error about a flow that is; see [`icmp::translate_ipv4`].
     ///
     /// # Errors
     /// See there.
     #[inline(always)]
     fn translate_error(&self, frame: &mut F, quoted: Quoted) -> Result<Action, Reason> {
-        icmp::translate_error(frame, self, quoted)
+        match quoted.family() {
+            Family::Ipv4 => icmp::translate_ipv4(frame, self, quoted),
+            Family::Ipv6 => icmp::translate_ipv6(frame, self, quoted),
+        }
     }
 
     /// One step along a segment's TCP options; see [`forward::nat::next_option`].

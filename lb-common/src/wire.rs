@@ -105,6 +105,10 @@ pub struct Ipv6 {
 impl Ipv6 {
     /// Length of the fixed header.
     pub const LEN: usize = size_of::<Self>();
+    /// Offset of the hop limit.
+    pub const HOP_LIMIT: usize = 7;
+    /// Offset of the addresses, source first.
+    pub const ADDRESSES: usize = 8;
     /// Next header: hop-by-hop options.
     pub const HOP_BY_HOP: u8 = 0;
     /// Next header: routing.

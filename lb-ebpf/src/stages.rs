@@ -6,11 +6,11 @@
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
-    icmp::{self, Quoted},
     forward::{
         Action,
         nat::{self, Carry},
     },
+    icmp::{self, Quoted},
     nat::Reserved,
     parse::{Family, Segment},
     probe,
@@ -67,7 +67,12 @@ impl Stages<XdpFrame> for Kernel {
 
     #[inline(always)]
     fn translate_error(&self, frame: &mut XdpFrame, quoted: Quoted) -> Result<Action, Reason> {
-        from_word(self::translate_error(frame.ctx, quoted.number())).map(to_action)
+        let number = quoted.number();
+        from_word(match quoted.family() {
+            Family::Ipv4 => translate_ipv4(frame.ctx, number),
+            Family::Ipv6 => translate_ipv6(frame.ctx, number),
+        })
+        .map(to_action)
     }
 
     #[inline(always)]
@@ -207,9 +212,16 @@ extern "C" fn forward_error(ctx: *mut xdp_md, quoted: u64) -> u64 {
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn translate_error(ctx: *mut xdp_md, quoted: u64) -> u64 {
+extern "C" fn translate_ipv4(ctx: *mut xdp_md, quoted: u64) -> u64 {
     let (mut frame, quoted) = (XdpFrame::new(&XdpContext::new(ctx)), Quoted::from_number(quoted));
-    to_word(icmp::translate_error(&mut frame, &Kernel, quoted).map(from_action))
+    to_word(icmp::translate_ipv4(&mut frame, &Kernel, quoted).map(from_action))
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn translate_ipv6(ctx: *mut xdp_md, quoted: u64) -> u64 {
+    let (mut frame, quoted) = (XdpFrame::new(&XdpContext::new(ctx)), Quoted::from_number(quoted));
+    to_word(icmp::translate_ipv6(&mut frame, &Kernel, quoted).map(from_action))
 }
 
 #[inline(always)]

@@ -185,8 +185,8 @@ fn ipv6<F: Frame>(frame: &mut F, header: &Ipv6, l3: usize, to: &Tuple) -> Result
     let [a, b] = to.source.words();
     let [c, d] = to.destination.words();
     frame
-        .write(l3 + HOP_LIMIT, header.hop_limit - 1)
-        .and_then(|()| frame.write(l3 + HOP_LIMIT + 1, [a, b, c, d]))
+        .write(l3 + Ipv6::HOP_LIMIT, header.hop_limit - 1)
+        .and_then(|()| frame.write(l3 + Ipv6::ADDRESSES, [a, b, c, d]))
         .ok_or(Reason::Truncated)?;
     Ok(change)
 }
@@ -235,9 +235,6 @@ struct Ipv4End {
 
 /// Offset of the TTL in an IPv4 header.
 const TTL: usize = 8;
-
-/// Offset of the hop limit in an IPv6 header.
-const HOP_LIMIT: usize = 7;
 
 /// Two bytes of the segment as its checksum sees them.
 struct Lowered {
