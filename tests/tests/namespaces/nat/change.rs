@@ -17,7 +17,7 @@ use sluice_tests::lab::{
 use super::{TALK, TALK_VIP, UNCHECKED, WEB, nat};
 use crate::{
     drain::backend,
-    scene::{Scene, VIP4, address, assert_flawless, target},
+    scene::{Scene, VIP4, address, target},
 };
 
 /// Long connections.
@@ -64,7 +64,8 @@ impl Busy {
     fn end_unbroken(self) -> (Sluice, Scene) {
         let broken = self.streams.close();
         assert!(broken.is_empty(), "{broken:?}");
-        assert_flawless(&self.scene, &self.load.stop());
+        let tally = self.load.stop();
+        assert_eq!(tally.failed(), 0, "of {}:\n{}", tally.requests, tally.causes());
         (self.sluice, self.scene)
     }
 }
