@@ -534,13 +534,18 @@ pub(crate) enum Place {
 }
 
 impl Turn {
+    /// Whether it comes from where no frame arrives: somebody tests the program.
+    #[inline(always)]
+    pub const fn is_tested(&self) -> bool {
+        self.hop.ifindex == SELF_TEST_INTERFACE
+    }
+
     /// Whether this is the daemon's own, to see whether a service is forwarded: it arrives where
     /// no frame does, and has a port that no client has. On the common path nobody asks: a SYN is
     /// never settled.
     #[inline(always)]
     const fn is_self_test(&self) -> bool {
-        self.hop.ifindex == SELF_TEST_INTERFACE
-            && u16::from_ne_bytes(self.segment.ports.source) == SELF_TEST_PORT
+        self.is_tested() && u16::from_ne_bytes(self.segment.ports.source) == SELF_TEST_PORT
     }
 
     /// The first step: the known flow's state machine, or service and slot of an

@@ -81,6 +81,6 @@ pub static NAT_ENDS: HashMap<
 #[btf_map]
 pub static NAT_HOPS: Array<NatHop, { capacity::FLOWS }, BPF_F_MMAPABLE> = Array::new();
 
-/// What a CPU is at: see `stages.rs`.
+/// What a CPU is at, and what it is at in a test run: see `stages.rs`.
 #[btf_map]
-pub static TURN: PerCpuArray<Turn, 1> = PerCpuArray::new();
+pub static TURN: PerCpuArray<Turn, 2> = PerCpuArray::new();

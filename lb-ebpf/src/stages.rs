@@ -37,13 +37,15 @@ impl Stages<XdpFrame> for Kernel {
 
     #[inline(always)]
     fn turn(&self, turn: Turn) -> Result<Taken, Reason> {
-        match maps::TURN.get_ptr_mut(0) {
+        let at = place_of(&turn);
+        match maps::TURN.get_ptr_mut(at) {
             Some(place) => {
                 // SAFETY: no other CPU has this element, and on this one no program runs before
-                // another is done. It is not on the stack because that is 512 bytes for all the
-                // functions that look at it together.
+                // another is done: but in a test run, which has an element of its own. It is not
+                // on the stack because that is 512 bytes for all the functions that look at it
+                // together.
                 unsafe { place.write(turn) };
-                from_word(self::turn()).map(Taken::from_number)
+                from_word(self::turn(at)).map(Taken::from_number)
             }
             None => Err(Reason::NotReady),
         }
@@ -102,79 +104,87 @@ extern "C" fn odd_segment(ctx: *mut xdp_md, place: *mut Segment) -> u64 {
     }))
 }
 
-/// The steps of the turn in `TURN`.
-struct Once;
+/// Where in `TURN` a turn is kept. `BPF_PROG_TEST_RUN` may be interrupted by frames that arrive (Linux
+/// 6.1 keeps only migration off meanwhile, `bpf_test_run` in `net/bpf/test_run.c`): it must not go
+/// on with their turn.
+#[inline(always)]
+fn place_of(turn: &Turn) -> u32 {
+    u32::from(turn.is_tested())
+}
+
+/// The steps of the turn at a place of `TURN`.
+struct Once(u32);
 
 impl Steps for Once {
     #[inline(always)]
     fn take(&self) -> Result<Taken, Reason> {
-        from_word(self::take()).map(Taken::from_number)
+        from_word(self::take(self.0)).map(Taken::from_number)
     }
 
     #[inline(always)]
     fn follow(&self) -> Result<Taken, Reason> {
-        from_word(self::follow()).map(Taken::from_number)
+        from_word(self::follow(self.0)).map(Taken::from_number)
     }
 
     #[inline(always)]
     fn reserve(&self, backend: u16, attempt: u32) -> Reserved {
-        Reserved::from_number(self::reserve(u32::from(backend), attempt))
+        Reserved::from_number(self::reserve(self.0, u32::from(backend), attempt))
     }
 
     #[inline(always)]
     fn open(&self, taken: Taken, reserved: Reserved) -> Result<Taken, Reason> {
-        from_word(self::open(taken.number(), reserved.number())).map(Taken::from_number)
+        from_word(self::open(self.0, taken.number(), reserved.number())).map(Taken::from_number)
     }
 
     #[inline(always)]
     fn restore(&self, word: u32) {
-        self::restore(word);
+        self::restore(self.0, word);
     }
 }
 
 /// The turn that this CPU takes.
 #[inline(always)]
-fn current() -> Result<&'static Turn, Reason> {
+fn current(at: u32) -> Result<&'static Turn, Reason> {
     // SAFETY: as where it is written.
-    maps::TURN.get_ptr(0).map(|turn| unsafe { &*turn }).ok_or(Reason::NotReady)
+    maps::TURN.get_ptr(at).map(|turn| unsafe { &*turn }).ok_or(Reason::NotReady)
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn turn() -> u64 {
-    to_word(steer::take(&Once).map(Taken::number))
+extern "C" fn turn(at: u32) -> u64 {
+    to_word(steer::take(&Once(at)).map(Taken::number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn take() -> u64 {
-    to_word(current().and_then(|turn| turn.take(&Kernel)).map(Taken::number))
+extern "C" fn take(at: u32) -> u64 {
+    to_word(current(at).and_then(|turn| turn.take(&Kernel)).map(Taken::number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn follow() -> u64 {
-    to_word(current().and_then(|turn| turn.follow(&Kernel)).map(Taken::number))
+extern "C" fn follow(at: u32) -> u64 {
+    to_word(current(at).and_then(|turn| turn.follow(&Kernel)).map(Taken::number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn reserve(backend: u32, attempt: u32) -> u64 {
-    let reserved = current().map(|turn| turn.reserve(&Kernel, backend as u16, attempt));
+extern "C" fn reserve(at: u32, backend: u32, attempt: u32) -> u64 {
+    let reserved = current(at).map(|turn| turn.reserve(&Kernel, backend as u16, attempt));
     opaque(reserved.map_or(0, Reserved::number) as usize) as u64
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn open(taken: u64, reserved: u64) -> u64 {
+extern "C" fn open(at: u32, taken: u64, reserved: u64) -> u64 {
     let (taken, reserved) = (Taken::from_number(taken), Reserved::from_number(reserved));
-    to_word(current().and_then(|turn| turn.open(&Kernel, taken, reserved)).map(Taken::number))
+    to_word(current(at).and_then(|turn| turn.open(&Kernel, taken, reserved)).map(Taken::number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn restore(word: u32) -> u64 {
-    if let Ok(turn) = current() {
+extern "C" fn restore(at: u32, word: u32) -> u64 {
+    if let Ok(turn) = current(at) {
         turn.restore(&Kernel, word);
     }
     opaque(0) as u64
