@@ -389,6 +389,7 @@ const CLASS_YOUNG: u64 = 1;
 
 const SCORE_CLASS_SHIFT: u32 = 12;
 const SCORE_AGE_SHIFT: u32 = 4;
+const OWN_PLACE_SHIFT: u32 = 61;
 
 /// All ones if the top bit is set, else zero.
 ///
@@ -419,25 +420,39 @@ fn idle_limit(word: u64, settings: &Settings) -> u64 {
     u64::from_le_bytes(settings.idle_ticks) >> ((word & STATE_MASK) * 8) & 0xff
 }
 
-/// Class, age and index of a word, comparable as one number: of equals the first is best, so that
-/// it is found soon.
+/// Class, age and index of a word, comparable as one number. Of free ones the first is best, so that
+/// it is found soon; of others, alike, the first from the flow's own place on, so that in a flood not
+/// all newcomers drive each other from the same.
 #[inline(always)]
-fn score(word: u64, index: usize, tick: u8, settings: &Settings) -> u64 {
+fn score(word: u64, index: usize, hash: u64, tick: u8, settings: &Settings) -> u64 {
     let age = u64::from(tick.wrapping_sub((word >> TICK_SHIFT) as u8));
     let age = age & !sign_mask(u64::from(AHEAD - 1).wrapping_sub(age));
     let expired = sign_mask(idle_limit(word, settings).wrapping_sub(age));
     let class = CLASS_BY_STATE >> ((word & STATE_MASK) * 4) & 0x7;
     let class = class & !expired | CLASS_FREE & expired;
-    class << SCORE_CLASS_SHIFT | age << SCORE_AGE_SHIFT | (index ^ (GROUP - 1)) as u64
+    let place = (index ^ (GROUP - 1)) as u64 ^ own_place(hash, class);
+    class << SCORE_CLASS_SHIFT | age << SCORE_AGE_SHIFT | place
+}
+
+/// By what a flow's order of places in a line differs from their own.
+#[inline(always)]
+fn own_place(hash: u64, class: u64) -> u64 {
+    hash >> OWN_PLACE_SHIFT & (LINE as u64 - 1) & sign_mask(class.wrapping_sub(CLASS_FREE))
 }
 
 /// The best place for a new flow in one line.
 #[inline(always)]
-fn best_of_line<W: Words>(group: &W, first: usize, tick: u8, settings: &Settings) -> u64 {
+fn best_of_line<W: Words>(
+    group: &W,
+    first: usize,
+    hash: u64,
+    tick: u8,
+    settings: &Settings,
+) -> u64 {
     let mut best = 0u64;
     for place in 0..LINE {
         let index = first ^ place;
-        let candidate = score(group.load(index), index, tick, settings);
+        let candidate = score(group.load(index), index, hash, tick, settings);
         let difference = best.wrapping_sub(candidate);
         best = best.wrapping_sub(difference & sign_mask(difference));
     }
@@ -458,17 +473,18 @@ pub fn insert<W: Words>(
     // A flood of SYNs may only take from its own kind.
     let lowest = if state as u8 == State::Embryonic as u8 { CLASS_EMBRYONIC } else { CLASS_YOUNG };
     let first = primary(hash);
-    let mut best = best_of_line(group, first, tick, settings);
+    let mut best = best_of_line(group, first, hash, tick, settings);
     if best >> SCORE_CLASS_SHIFT < CLASS_FREE {
-        let buddy = best_of_line(group, first ^ LINE, tick, settings);
+        let buddy = best_of_line(group, first ^ LINE, hash, tick, settings);
         if buddy >> SCORE_CLASS_SHIFT > best >> SCORE_CLASS_SHIFT {
             best = buddy;
         }
     }
-    let index = !best as usize & (GROUP - 1);
+    let place = best ^ own_place(hash, best >> SCORE_CLASS_SHIFT);
+    let index = !place as usize & (GROUP - 1);
     // The word may have changed since it was scored: what counts is what the exchange finds.
     let seen = group.load(index);
-    if score(seen, index, tick, settings) >> SCORE_CLASS_SHIFT < lowest {
+    if score(seen, index, hash, tick, settings) >> SCORE_CLASS_SHIFT < lowest {
         return None;
     }
     group.replace(index, seen, Entry::new(hash, backend, tick, state).0).then_some(index)
