@@ -32,8 +32,10 @@ use crate::{
 
 /// Ports that are tried for a new flow.
 pub const ATTEMPTS: u32 = 32;
-/// The first of them must be free; later ones may be taken from who gives way.
-const FREE_ONLY: u32 = 8;
+/// The first of them must be free: the backend of one whose connection has just ended keeps that in
+/// TIME-WAIT, and may not take the next from there at once. Later ones may be taken from who gives
+/// way.
+const FREE_ONLY: u32 = 24;
 
 /// By how much each of eight primes is below 2^16, a byte each. They are above any number of ports, so
 /// that in steps of one of them all are walked through, however many they are.
@@ -240,7 +242,7 @@ impl Reserved {
     }
 }
 
-/// Index of the address and the port of an attempt for the flow with this hash.
+/// Index of the address and the port of an attempt, for a flow with this hash.
 #[inline(always)]
 fn draw<T: Tables>(
     hash: u64,
@@ -381,6 +383,13 @@ impl Partner {
     }
 }
 
+/// A flow as one of its entries tells.
+struct Half {
+    record: FlowRecord,
+    /// Of the other's tuple.
+    hash: u64,
+}
+
 impl Turn {
     /// Tries to take a port towards a backend for this flow: the attempt's.
     #[inline(always)]
@@ -394,16 +403,27 @@ impl Turn {
         let backend = tables.backend(index)?;
         let service = tables.service(backend.service)?;
         let client_port = self.segment.ports.source;
+        let tick = flow::tick_of(settings, self.now);
+        // A client that uses its port again has the same hash. So that it does not walk along the same
+        // ports again, where it began the last time has a part in where it begins.
+        let (last, _) = self.place(tables, settings)?;
+        let last = u16::from_ne_bytes(tables.flow_record(last)?.nat_port);
+        let seed = self.hash ^ u64::from(tick) << 32 ^ u64::from(last) << 40;
         let (nat_address, nat_port) =
-            draw(self.hash, attempt, client_port, tables, settings, service, backend)?;
+            draw(seed, attempt, client_port, tables, settings, service, backend)?;
         let record = self.translated(nat_address, nat_port);
         let seen = seen_address(&record, tables);
         let hash = Tuple::of_return(&record, backend, seen).hash(self.segment.family, settings);
         let entry = Entry::new(hash, index, 0, State::Embryonic).of_return();
-        let may_take = attempt >= FREE_ONLY || service.nat_first == KEEP_CLIENT;
-        let tick = flow::tick_of(settings, self.now);
+        let keeps = service.nat_first == KEEP_CLIENT;
+        let group = flow::group_index(hash, settings);
+        if group == flow::group_index(self.hash, settings) && settings.flow_mask != 0 && !keeps {
+            // Where there is no room the client's entry would take this one's place.
+            return None;
+        }
+        let may_take = attempt >= FREE_ONLY || keeps;
         // A client that keeps its port has no other: what it begins anew takes its own place.
-        let is_own = service.nat_first == KEEP_CLIENT
+        let is_own = keeps
             && !matches!(
                 Partner::find(tables, settings, hash, true, index, record).state(),
                 State::Free
@@ -491,13 +511,10 @@ impl Turn {
         let settings = tables.settings().ok_or(Reason::NotReady)?;
         let (word, group) = self.place(tables, settings).ok_or(Reason::NotReady)?;
         let Found { index, entry } = self.found;
-        let backend = tables.backend(entry.backend()).ok_or(Reason::NatNoMapping)?;
         let tick = flow::tick_of(settings, self.now);
-        let sent = Tuple::of(&self.segment);
-        let record = record_of(tables, word, self.hash, |record| sent.is_of_client(record))
-            .ok_or(Reason::NatNoMapping)?;
-        let seen = seen_address(&record, tables);
-        let hash = Tuple::of_return(&record, backend, seen).hash(self.segment.family, settings);
+        let backend = tables.backend(entry.backend()).ok_or(Reason::NatNoMapping)?;
+        let Half { record, hash } =
+            self.half(tables, settings, backend, word, false).ok_or(Reason::NatNoMapping)?;
         let other = Partner::find(tables, settings, hash, true, entry.backend(), record);
         let kind = Kind::of(self.segment.flags);
         if other.is_anothers {
@@ -539,12 +556,13 @@ impl Turn {
             },
             Kind::Fin if matches!(theirs, State::Reset) => State::Reset,
             Kind::Fin => both_closing(theirs),
-            Kind::Rst => {
-                if is_new {
-                    tables.count_event(entry.backend(), Event::ClientReset);
-                }
-                State::Reset
+            // It may be what an old connection's TIME-WAIT at the backend gets for its ACK to a new
+            // SYN (RFC 9293 §3.10.7.3): the SYN comes again, and goes to the same place.
+            Kind::Rst if is_new => {
+                tables.count_event(entry.backend(), Event::ClientReset);
+                State::Embryonic
             }
+            Kind::Rst => State::Reset,
         };
         group.replace(index, entry.0, entry.with(tick, state).0);
         if matches!(theirs, State::Free) {
@@ -555,6 +573,7 @@ impl Turn {
         // client is forwarded without a look at it, while it is settled, gives no port up.
         let told = match (state, theirs) {
             (State::TimeWait | State::Reset, _) => state,
+            _ if matches!(kind, Kind::Rst) => State::Embryonic,
             (State::Old | State::Closing, State::Closing) => State::Closing,
             (State::Old | State::Closing, _) => State::Old,
             _ => theirs,
@@ -566,26 +585,60 @@ impl Turn {
         Ok(taken)
     }
 
-    /// Puts the return entry of the flow in a word into the table once more.
+    /// Puts the other entry of the flow in a word into the table once more.
     #[inline(always)]
     pub fn restore<T: Tables>(&self, tables: &T, word: u32) {
-        let _ = self.try_to_restore(tables, word);
+        let is_return = self.found.entry.is_return();
+        if let Some(word) = self.try_to_restore(tables, word, is_return)
+            && !is_return
+        {
+            tables.record_hop(word, self.hop);
+        }
     }
 
     #[inline(always)]
-    fn try_to_restore<T: Tables>(&self, tables: &T, word: u32) -> Option<()> {
+    fn try_to_restore<T: Tables>(&self, tables: &T, word: u32, is_return: bool) -> Option<u32> {
         let settings = tables.settings()?;
         let entry = Entry(tables.flow_group(word / GROUP as u32)?.load(word as usize % GROUP));
         let backend = tables.backend(entry.backend())?;
-        let sent = Tuple::of(&self.segment);
-        let record = record_of(tables, word, self.hash, |record| sent.is_of_client(record))?;
-        let seen = seen_address(&record, tables);
-        let hash = Tuple::of_return(&record, backend, seen).hash(self.segment.family, settings);
-        let lost = Entry::new(hash, entry.backend(), 0, entry.state()).of_return();
+        let Half { record, hash } = self.half(tables, settings, backend, word, is_return)?;
+        let lost = if is_return {
+            // Whether the client has heard of the answer is not known yet.
+            let is_new = matches!(entry.state(), State::Answered);
+            let state = if is_new { State::Embryonic } else { entry.state() };
+            Entry::new(hash, entry.backend(), 0, state)
+        } else {
+            Entry::new(hash, entry.backend(), 0, entry.state()).of_return()
+        };
         let tick = flow::tick_of(settings, self.now);
-        let word = put(tables, settings, hash, lost, tick, &record, |_| false)?;
-        tables.record_hop(word, self.hop);
-        Some(())
+        put(tables, settings, hash, lost, tick, &record, |_| false)
+    }
+
+    /// The flow of the entry in a word, if the segment is its: sent by the backend, or the client.
+    #[inline(always)]
+    fn half<T: Tables>(
+        &self,
+        tables: &T,
+        settings: &Settings,
+        backend: &Backend,
+        word: u32,
+        is_return: bool,
+    ) -> Option<Half> {
+        let sent = Tuple::of(&self.segment);
+        let family = self.segment.family;
+        if is_return {
+            let is_of = |record: &FlowRecord| sent.is_of_return(record, tables);
+            let record = record_of(tables, word, self.hash, is_of)?;
+            let service = tables.service(backend.service)?;
+            let hash = Tuple::of_client(&record, &service.key).hash(family, settings);
+            Some(Half { record, hash })
+        } else {
+            let is_of = |record: &FlowRecord| sent.is_of_client(record);
+            let record = record_of(tables, word, self.hash, is_of)?;
+            let seen = seen_address(&record, tables);
+            let hash = Tuple::of_return(&record, backend, seen).hash(family, settings);
+            Some(Half { record, hash })
+        }
     }
 
     /// The next segment of a backend.
@@ -594,13 +647,10 @@ impl Turn {
         let settings = tables.settings().ok_or(Reason::NotReady)?;
         let (word, group) = self.place(tables, settings).ok_or(Reason::NotReady)?;
         let Found { index, entry } = self.found;
-        let backend = tables.backend(entry.backend()).ok_or(Reason::NatNoReturn)?;
         let tick = flow::tick_of(settings, self.now);
-        let sent = Tuple::of(&self.segment);
-        let record = record_of(tables, word, self.hash, |record| sent.is_of_return(record, tables))
-            .ok_or(Reason::NatNoReturn)?;
-        let service = tables.service(backend.service).ok_or(Reason::NatNoReturn)?;
-        let hash = Tuple::of_client(&record, &service.key).hash(self.segment.family, settings);
+        let backend = tables.backend(entry.backend()).ok_or(Reason::NatNoReturn)?;
+        let Half { record, hash } =
+            self.half(tables, settings, backend, word, true).ok_or(Reason::NatNoReturn)?;
         let other = Partner::find(tables, settings, hash, false, entry.backend(), record);
         let state = match Kind::of(self.segment.flags) {
             Kind::Rst => State::Reset,
@@ -627,11 +677,17 @@ impl Turn {
                 _ => {}
             }
         }
+        let taken = Taken::at(entry.backend()).with_word(word).of_return();
         let ends_both = matches!(state, State::TimeWait | State::Reset);
-        if ends_both && !matches!(other.state(), State::Free) {
+        if matches!(other.state(), State::Free) {
+            // Evicted while the handshake was under way: what the client acknowledges finds it again.
+            let is_lost = !ends_both && !other.is_anothers;
+            return Ok(if is_lost { taken.to_restore() } else { taken });
+        }
+        if ends_both {
             other.replace(tables, other.found.entry.with(tick, state));
         }
-        Ok(Taken::at(entry.backend()).with_word(word).of_return())
+        Ok(taken)
     }
 }
 

@@ -445,7 +445,7 @@ impl Taken {
         Self(self.0 | Self::OPEN | (place as u64) << Self::PLACE_SHIFT)
     }
 
-    /// Its return entry is lost.
+    /// Its other entry is lost.
     #[inline(always)]
     pub(crate) const fn to_restore(self) -> Self {
         Self(self.0 | Self::RESTORE)

@@ -14,9 +14,11 @@ enum Next {
     Wait(u64),
     /// The return entry is evicted.
     ReturnLost,
+    /// The client's entry is evicted.
+    ClientLost,
 }
 
-use Next::{Backend, Client, ReturnLost, Wait};
+use Next::{Backend, Client, ClientLost, ReturnLost, Wait};
 
 /// Begins with a SYN; then what happens next, and the states of both entries after it. Every
 /// segment goes through. At last what was counted.
@@ -83,13 +85,24 @@ fn stories() -> Vec<Story> {
         ("a refusal", &[(Backend(RST | ACK), "reset", "reset")], &[NEW, (Event::Refusal, 1)]),
         (
             "a client gives up",
-            &[(Client(RST), "reset", "reset"), (Backend(SYN_ACK), "reset", "reset")],
-            &[NEW, (Event::ClientReset, 1)],
+            &[(Client(RST), "embryonic", "embryonic"), (Backend(SYN_ACK), "embryonic", "answered")],
+            &[NEW, HANDSHAKE, (Event::ClientReset, 1)],
         ),
         (
             "a client gives up on an answer",
-            &[(Backend(SYN_ACK), "embryonic", "answered"), (Client(RST), "reset", "reset")],
+            &[(Backend(SYN_ACK), "embryonic", "answered"), (Client(RST), "embryonic", "embryonic")],
             &[NEW, HANDSHAKE, (Event::ClientReset, 1)],
+        ),
+        (
+            "the port still rests at the backend",
+            &[
+                (Backend(ACK), "embryonic", "answered"),
+                (Client(RST), "embryonic", "embryonic"),
+                (Client(SYN), "embryonic", "embryonic"),
+                (Backend(SYN_ACK), "embryonic", "answered"),
+                (Client(ACK), "old", "old"),
+            ],
+            &[NEW, HANDSHAKE, (Event::ClientReset, 1), (Event::SynRetransmission, 1)],
         ),
         (
             "the return entry is evicted in the handshake",
@@ -110,6 +123,20 @@ fn stories() -> Vec<Story> {
                 (Backend(SYN_ACK), "embryonic", "answered"),
             ],
             &[NEW, HANDSHAKE, (Event::SynRetransmission, 1)],
+        ),
+        (
+            "the client's entry is evicted before the answer",
+            &[
+                (ClientLost, "free", "embryonic"),
+                (Backend(SYN_ACK), "embryonic", "answered"),
+                (Client(ACK), "old", "old"),
+            ],
+            &[NEW, HANDSHAKE],
+        ),
+        (
+            "the client's entry is evicted before a refusal",
+            &[(ClientLost, "free", "embryonic"), (Backend(RST | ACK), "free", "reset")],
+            &[NEW, (Event::Refusal, 1)],
         ),
     ])
     .into_iter()
@@ -217,6 +244,16 @@ fn stories() -> Vec<Story> {
                 ],
                 &[],
             ),
+            (
+                "the client's entry is evicted",
+                &[
+                    (ClientLost, "free", "old"),
+                    (Wait(1), "free", "old"),
+                    (Backend(ACK), "old", "old"),
+                    (Client(ACK), "old", "old"),
+                ],
+                &[],
+            ),
         ]
         .into_iter()
         .map(|(name, then, events)| {
@@ -266,6 +303,10 @@ fn tell(mut scene: Scene, story: &str, next: &[(Next, &str, &str)], events: &[(E
             }
             ReturnLost => {
                 scene.forget(&pair.backend);
+                None
+            }
+            ClientLost => {
+                scene.forget(&pair.client);
                 None
             }
         };

@@ -305,3 +305,40 @@ fn nothing_is_left_of_connections_that_have_ended() {
         assert!(entry.state() == State::Free || entry.is_expired(tick, settings), "{entry:?}");
     }
 }
+
+/// A client that uses its port again at once (`tcp_tw_reuse`, few ephemeral ports) has the same hash
+/// each time, and so the same row of ports: none of them may be the one that its backend has just
+/// closed, and keeps in TIME-WAIT, while others are free.
+#[test]
+fn who_uses_a_client_port_again_and_again_gets_other_ports() {
+    for family in FAMILIES {
+        let scene = Scene::new(Purpose::Nat, family);
+        let mut ports = BTreeSet::new();
+        for round in 0..100 {
+            let pair = scene.establish(7);
+            for sent in [&pair.backend, &pair.client] {
+                scene.send(sent, FIN);
+            }
+            assert_eq!(scene.states(&pair), ["time_wait", "time_wait"]);
+            assert!(ports.insert(pair.backend.vip.port()), "{family:?}: again in round {round}");
+        }
+    }
+}
+
+/// In a full table a new entry takes the place of one that gives way: not of the flow's own other
+/// half, while there is another group.
+#[test]
+fn a_flow_never_takes_the_place_of_its_own_other_half() {
+    let scene = Scene::with_flows(Purpose::Nat, V4, 2 * GROUP);
+    // Both groups full of flows that may be replaced.
+    (0..500).for_each(|number| drop(scene.try_to_open(&scene.client(number))));
+    assert_eq!(scene.entries(), 2 * GROUP);
+    for number in 1000..1200 {
+        let opened = scene.try_to_open(&scene.client(number));
+        assert!(opened.is_ok(), "{number}: {opened:?}");
+        scene.goes_on(&opened.expect("it is"), true);
+        // Make room for the next: its entries are nobody's any more.
+        let pair = scene.client(number);
+        scene.send(&pair, RST);
+    }
+}
