@@ -83,12 +83,8 @@ fn flood(forwarding: &str, flags: &[u8]) {
     // A client that comes while the table is full is served too.
     let late = Conversations::start(client, address(echo), 30).unwrap();
     late.run_for_messages(300).unwrap();
-    let (before, late) = (conversations.stop(), late.stop());
-    assert_eq!(before.broken, [""; 0], "of {:?}", before.per_backend);
-    // One that needs translation and finds no place is told so at once: its group in the table may be
-    // full of established flows. Nothing else happens to it.
-    let may_be_refused = if forwarding == "nat" { 3 } else { 0 };
-    let is_refusal = |broken: &String| broken.contains("Connection refused");
-    assert!(late.broken.len() <= may_be_refused, "{:?}", late.broken);
-    assert!(late.broken.iter().all(is_refusal), "{:?}", late.broken);
+    for report in [conversations.stop(), late.stop()] {
+        let reasons = || sluice.json(&["reasons"]).unwrap();
+        assert_eq!(report.broken, [""; 0], "of {:?}: {}", report.per_backend, reasons());
+    }
 }

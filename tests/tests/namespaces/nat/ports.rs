@@ -101,7 +101,7 @@ fn ports_that_clients_use_again_at_once_are_translated_anew() {
     // Each port some twenty times, while its last connection is still in the flow table.
     scene.lab.client().sysctl("net.ipv4.ip_local_port_range", "40000 40099").unwrap();
     let tally = scene.request(VIP4, 2000);
-    assert_eq!(tally.failed(), 0, "of {}:\n{}", tally.requests, tally.causes());
+    assert_flawless(&scene, &tally);
 }
 
 #[test]
