@@ -5,6 +5,8 @@ use std::{collections::BTreeSet, format, string::String, vec, vec::Vec};
 
 use super::*;
 use crate::{
+    counters::Event,
+    flow::{self, Found, State},
     forward::Action,
     frame::HostFrame,
     host::{
@@ -12,9 +14,10 @@ use crate::{
         sample::{self, ClientFrame, FAMILIES, Purpose},
     },
     parse,
-    reason::Class,
+    reason::{Class, Reason},
     service::BackendState,
-    steer,
+    steer::{self, Turn},
+    wire::Tcp,
 };
 
 mod exact;

@@ -1,7 +1,10 @@
 //! Source ports: which, whose, and what when there are none left.
 
 use super::*;
-use crate::host::{Random, sample::nat_address};
+use crate::{
+    abi::KEEP_CLIENT,
+    host::{Random, sample::nat_address},
+};
 
 /// Opens flows until one is refused, and a few more, which may find what that has not; what each
 /// backend's answers come back to.
