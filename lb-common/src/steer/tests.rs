@@ -3,12 +3,15 @@ use std::{collections::BTreeSet, vec::Vec};
 
 use super::*;
 use crate::{
-    abi::Traffic,
+    abi::{FlowRecord, Service, Traffic},
+    counters::Event,
+    flow::State,
     frame::HostFrame,
     host::{
         Counted, HostTables, Random, corpus,
         sample::{self, BACKENDS, ClientFrame, FAMILIES, Purpose},
     },
+    maglev,
     parse::Family,
     reason::Class,
     wire::{Ipv4, Ipv6, Tcp},
