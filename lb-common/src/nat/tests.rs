@@ -23,6 +23,7 @@ use crate::{
 mod exact;
 mod life;
 mod ports;
+mod stories;
 
 const V4: Family = Family::Ipv4;
 const SYN: u8 = Tcp::SYN;
