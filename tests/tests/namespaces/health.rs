@@ -68,6 +68,21 @@ pub fn until_well(sluice: &Sluice, of: &str) {
     found.unwrap_or_else(|error| panic!("{error:#}: {}", sluice.status().unwrap()));
 }
 
+/// `web` by `l2` on all backends of a plan, with these lines; once they are well.
+pub fn web(plan: Plan, lines: &str) -> (Scene, Sluice) {
+    let mut scene = Scene::start(plan);
+    scene.own(VIP4, "l2");
+    let config = dataplane(&["eth0"]) + &scene.service_with("web", VIP4, "l2", lines);
+    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
+    until_well(&sluice, "web");
+    (scene, sluice)
+}
+
+/// `web` on three backends, which are asked by HTTP and well.
+pub fn web_on_three() -> (Scene, Sluice) {
+    web(Plan::default(), &check(r#"check = "http""#))
+}
+
 /// Waits until `sluice events` tells this.
 #[track_caller]
 pub fn until_event(sluice: &Sluice, text: &str) {

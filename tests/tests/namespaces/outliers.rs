@@ -9,11 +9,11 @@ use std::{
 use lb_userspace::health::passive::Settings;
 use serde_json::Value;
 use sluice_tests::lab::{
-    DEADLINE, Family, Load, LoadPlan, Plan, RawSocket, Sluice, dataplane, is_privileged, until,
+    DEADLINE, Family, Load, LoadPlan, Plan, RawSocket, Sluice, is_privileged, until,
 };
 
 use crate::{
-    health::{backend, check, service, until_backend, until_event, until_well},
+    health::{backend, check, service, until_backend, until_event, web},
     scene::{RST, SYN, Scene, VIP4, address, segment, target},
 };
 
@@ -22,13 +22,8 @@ const SPOOFED: u32 = 20_000;
 
 /// Four backends that answer probes sent to their own addresses, and eject whom clients miss.
 fn ejecting() -> (Scene, Sluice) {
-    let mut scene = Scene::start(Plan { backends: 4, ..Plan::default() });
-    scene.own(VIP4, "l2");
     let lines = check(r#"check = "http", via = "backend""#) + "outlier = \"eject\"\n";
-    let config = dataplane(&["eth0"]) + &scene.service_with("web", VIP4, "l2", &lines);
-    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
-    until_well(&sluice, "web");
-    (scene, sluice)
+    web(Plan { backends: 4, ..Plan::default() }, &lines)
 }
 
 /// Enough of it for a judgement, though one in four waits for its second SYN.

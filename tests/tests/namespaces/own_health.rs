@@ -13,7 +13,9 @@ use sluice_tests::lab::{
 
 use crate::{
     death::{ECHO, web_and_echo},
-    health::{backend, check, until_backend, until_event, until_health, until_ill, until_well},
+    health::{
+        backend, until_backend, until_event, until_health, until_ill, until_well, web_on_three,
+    },
     scene::{Scene, VIP4, address},
 };
 
@@ -75,17 +77,6 @@ fn killing_the_daemon_changes_nothing_for_clients() {
     assert_eq!(talks.stop().broken, Vec::<String>::new());
 }
 
-/// `web` on three backends, well.
-fn ground() -> (Scene, Sluice) {
-    let mut scene = Scene::start(Plan::default());
-    scene.own(VIP4, "l2");
-    let lines = check(r#"check = "http""#);
-    let config = dataplane(&["eth0"]) + &scene.service_with("web", VIP4, "l2", &lines);
-    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
-    until_well(&sluice, "web");
-    (scene, sluice)
-}
-
 /// Waits until the status names this problem.
 #[track_caller]
 fn until_problem(sluice: &Sluice, text: &str) {
@@ -113,7 +104,7 @@ fn a_program_taken_off_and_a_map_entry_destroyed_are_noticed_and_mended() {
     if !is_privileged() {
         return;
     }
-    let (scene, sluice) = ground();
+    let (scene, sluice) = web_on_three();
     fs::remove_file(sluice.pins().join("links/eth0")).unwrap();
     until_event(&sluice, "eth0 ran no program: attached");
     until_all_is_well(&scene, &sluice);
@@ -134,7 +125,7 @@ fn another_program_on_the_interface_is_noticed() {
     if !is_privileged() {
         return;
     }
-    let (scene, sluice) = ground();
+    let (scene, sluice) = web_on_three();
     // As another tool would: ours is off, theirs is on before the daemon looks.
     let balancer = scene.lab.balancer();
     let pass = Program::pass().unwrap();
@@ -156,7 +147,7 @@ fn a_link_taken_down_and_a_card_made_anew_are_noticed_and_mended() {
     if !is_privileged() {
         return;
     }
-    let (scene, sluice) = ground();
+    let (scene, sluice) = web_on_three();
     let balancer = scene.lab.balancer();
     balancer.ip("link set eth0 down").unwrap();
     until_event(&sluice, "backends that were well are kept as they are");

@@ -2,11 +2,11 @@
 
 use std::{fs, path::PathBuf};
 
-use sluice_tests::lab::{DEADLINE, Family, Plan, Sluice, View, dataplane, is_privileged, until};
+use sluice_tests::lab::{DEADLINE, Family, View, is_privileged, until};
 
 use crate::{
-    health::{check, until_health, until_well},
-    scene::{Scene, VIP4, address},
+    health::{until_health, web_on_three},
+    scene::{VIP4, address},
 };
 
 const URL: &str = "http://127.0.0.1:9180/";
@@ -14,23 +14,12 @@ const URL: &str = "http://127.0.0.1:9180/";
 /// On a desk.
 const DESK: View<'_> = View { size: (960, 900), dark: false, milliseconds: 90_000, picture: None };
 
-/// `web` on three backends, well.
-fn ground() -> (Scene, Sluice) {
-    let mut scene = Scene::start(Plan::default());
-    scene.own(VIP4, "l2");
-    let lines = check(r#"check = "http""#);
-    let config = dataplane(&["eth0"]) + &scene.service_with("web", VIP4, "l2", &lines);
-    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
-    until_well(&sluice, "web");
-    (scene, sluice)
-}
-
 #[test]
 fn the_page_shows_what_is_wrong_and_what_happens() {
     if !is_privileged() {
         return;
     }
-    let (scene, sluice) = ground();
+    let (scene, sluice) = web_on_three();
     let balancer = scene.lab.balancer();
     let load = scene.load(VIP4);
     scene.lab.backends()[1].disown_vip(address(VIP4).ip()).unwrap();
@@ -75,7 +64,7 @@ fn the_page_says_that_clients_are_turned_away_and_only_reads() {
     if !is_privileged() {
         return;
     }
-    let (scene, sluice) = ground();
+    let (scene, sluice) = web_on_three();
     let balancer = scene.lab.balancer();
     for backend in scene.backends() {
         sluice.cli_ok(&["backend", "disable", "web", backend, "--force"]).unwrap();

@@ -11,6 +11,7 @@ use crate::{
     death::{ECHO, web_and_echo},
     health::{
         backend, check, service, until_backend, until_event, until_health, until_ill, until_well,
+        web,
     },
     networks::behind_a_router,
     scene::{Scene, VIP4, address},
@@ -175,13 +176,7 @@ fn health_endpoints_that_all_fail_at_once_take_no_service_down() {
 
 /// `web` on four backends, well.
 fn four() -> (Scene, Sluice) {
-    let mut scene = Scene::start(Plan { backends: 4, ..Plan::default() });
-    scene.own(VIP4, "l2");
-    let lines = check(r#"check = "tcp""#);
-    let config = dataplane(&["eth0"]) + &scene.service_with("web", VIP4, "l2", &lines);
-    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
-    until_well(&sluice, "web");
-    (scene, sluice)
+    web(Plan { backends: 4, ..Plan::default() }, &check(r#"check = "tcp""#))
 }
 
 #[test]
@@ -284,12 +279,8 @@ fn who_is_enabled_gets_its_share_by_steps() {
     if !is_privileged() {
         return;
     }
-    let mut scene = Scene::start(Plan::default());
-    scene.own(VIP4, "l2");
     let lines = check(r#"check = "tcp""#) + "slow_start = \"3s\"\n";
-    let config = dataplane(&["eth0"]) + &scene.service_with("web", VIP4, "l2", &lines);
-    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
-    until_well(&sluice, "web");
+    let (scene, sluice) = web(Plan::default(), &lines);
     sluice.cli_ok(&["backend", "disable", "web", "web-1"]).unwrap();
     let load = scene.load(VIP4);
 

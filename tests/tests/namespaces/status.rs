@@ -2,23 +2,12 @@
 //! and what mends it.
 
 use serde_json::Value;
-use sluice_tests::lab::{DEADLINE, Plan, Sluice, dataplane, is_privileged, until};
+use sluice_tests::lab::{DEADLINE, Sluice, is_privileged, until};
 
 use crate::{
-    health::{check, until_health, until_well},
-    scene::{Scene, VIP4, address},
+    health::{until_health, until_well, web_on_three},
+    scene::{VIP4, address},
 };
-
-/// `web` on three backends, well.
-fn ground() -> (Scene, Sluice) {
-    let mut scene = Scene::start(Plan::default());
-    scene.own(VIP4, "l2");
-    let lines = check(r#"check = "http""#);
-    let config = dataplane(&["eth0"]) + &scene.service_with("web", VIP4, "l2", &lines);
-    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
-    until_well(&sluice, "web");
-    (scene, sluice)
-}
 
 /// Waits until the status has a trouble of this kind about this, and tells it.
 #[track_caller]
@@ -43,7 +32,7 @@ fn status_names_what_is_wrong_since_when_and_the_mend() {
     if !is_privileged() {
         return;
     }
-    let (scene, sluice) = ground();
+    let (scene, sluice) = web_on_three();
     let text = sluice.cli_ok(&["status"]).unwrap();
     assert!(text.starts_with("forwarding: yes\n"), "{text}");
     assert_says(&text, &["3 of 3", "healthy"]);
@@ -80,7 +69,7 @@ fn status_says_who_is_turned_away_and_that_the_link_is_down() {
     if !is_privileged() {
         return;
     }
-    let (scene, sluice) = ground();
+    let (scene, sluice) = web_on_three();
     for backend in scene.backends() {
         sluice.cli_ok(&["backend", "disable", "web", backend, "--force"]).unwrap();
     }
@@ -117,7 +106,7 @@ fn without_a_daemon_status_tells_what_the_kernel_does() {
     if !is_privileged() {
         return;
     }
-    let (scene, mut sluice) = ground();
+    let (scene, mut sluice) = web_on_three();
     let load = scene.load(VIP4);
     sluice.kill9().unwrap();
     load.run_for_requests(20, DEADLINE).unwrap();
