@@ -36,6 +36,21 @@ fn assert_all_held(sluice: &Sluice, of: &str) {
     }
 }
 
+/// Waits until the fault of ours is over for `web` and `echo`: no connection was lost to it.
+#[track_caller]
+fn until_over_without_loss(scene: &Scene, sluice: &Sluice, talks: Conversations) {
+    ["web", "echo"].into_iter().for_each(|of| until_well(sluice, of));
+    talks.run_for_messages(60).unwrap();
+    assert_eq!(talks.stop().broken, Vec::<String>::new());
+    assert_eq!(scene.request(VIP4, 60).failed(), 0);
+    for of in ["web", "echo"] {
+        for host in scene.backends() {
+            assert_eq!(backend(sluice, of, host)["reset_flows_total"], 0, "{of}/{host}");
+        }
+    }
+    until_event(sluice, "backends are taken for what they are again");
+}
+
 /// Waits until all that have answered in a round of requests are these, and none failed.
 #[track_caller]
 fn until_served_by(scene: &Scene, sluice: &Sluice, names: &[&str]) {
@@ -71,16 +86,7 @@ fn a_balancer_without_its_cable_takes_nobody_for_dead() {
     assert!(problems.contains("those that were well are kept as they are"), "{problems}");
 
     scene.lab.plug(balancer).unwrap();
-    ["web", "echo"].into_iter().for_each(|of| until_well(&sluice, of));
-    talks.run_for_messages(60).unwrap();
-    assert_eq!(talks.stop().broken, Vec::<String>::new());
-    assert_eq!(scene.request(VIP4, 60).failed(), 0);
-    for of in ["web", "echo"] {
-        for host in scene.backends() {
-            assert_eq!(backend(&sluice, of, host)["reset_flows_total"], 0, "{of}/{host}");
-        }
-    }
-    until_event(&sluice, "backends are taken for what they are again");
+    until_over_without_loss(&scene, &sluice, talks);
 }
 
 #[test]
@@ -126,16 +132,7 @@ fn a_gateway_that_is_gone_is_no_fault_of_the_backends_behind_it() {
     assert!(sluice.cli_ok(&["status"]).unwrap().contains(&says));
 
     scene.lab.plug(router).unwrap();
-    ["web", "echo"].into_iter().for_each(|of| until_well(&sluice, of));
-    talks.run_for_messages(60).unwrap();
-    assert_eq!(talks.stop().broken, Vec::<String>::new());
-    assert_eq!(scene.request(VIP4, 60).failed(), 0);
-    for of in ["web", "echo"] {
-        for host in scene.backends() {
-            assert_eq!(backend(&sluice, of, host)["reset_flows_total"], 0, "{of}/{host}");
-        }
-    }
-    until_event(&sluice, "backends are taken for what they are again");
+    until_over_without_loss(&scene, &sluice, talks);
 }
 
 #[test]
