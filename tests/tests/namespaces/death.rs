@@ -66,12 +66,25 @@ fn who_dies_without_a_word_is_avoided_and_its_clients_are_told() {
         tally.failed(),
         tally.requests,
     );
+    assert_avoided(&scene);
+
+    drop(muted);
+    until_back(&scene, &sluice, talks, doomed);
+}
+
+/// Clients are served, and not by `web-1`.
+#[track_caller]
+pub fn assert_avoided(scene: &Scene) {
     let tally = scene.request(VIP4, 60);
     assert_eq!(tally.failed(), 0, "{}", tally.causes());
     assert_eq!(tally.per_backend().get("web-1"), None);
+}
 
-    drop(muted);
-    until_health(&sluice, ("web", "web-1"), "healthy");
+/// Waits until `web-1` serves again; of all conversations no other than those `doomed` ones that it
+/// had when it died were broken, each by a RST.
+#[track_caller]
+pub fn until_back(scene: &Scene, sluice: &Sluice, talks: Conversations, doomed: usize) {
+    until_health(sluice, ("web", "web-1"), "healthy");
     until("it to serve again", DEADLINE, || {
         scene.request(VIP4, 30).per_backend().contains_key("web-1").then_some(())
     })

@@ -12,7 +12,8 @@ use sluice_tests::lab::{
 
 use super::{TALK, TALK_VIP, UNCHECKED, WEB, backends, end_by_reset, nat, sum, web};
 use crate::{
-    health::{check, until_health, until_ill, until_well},
+    death::{assert_avoided, until_back},
+    health::{check, until_ill, until_well},
     scene::{Scene, VIP4, VIP6, address, assert_flawless},
 };
 
@@ -117,19 +118,9 @@ fn clients_of_a_dead_backend_are_told_and_the_others_live_on() {
     for of in ["talk", "web"] {
         until_ill(&sluice, (of, "web-1"), "unreachable", "no answer to SYN");
     }
-    let tally = scene.request(VIP4, 60);
-    assert_eq!(tally.failed(), 0, "{}", tally.causes());
-    assert_eq!(tally.per_backend().get("web-1"), None);
+    assert_avoided(&scene);
     assert!(super::reason(&sluice, "backend_gone") >= doomed as u64);
 
     drop(muted);
-    until_health(&sluice, ("web", "web-1"), "healthy");
-    until("it to serve again", DEADLINE, || {
-        scene.request(VIP4, 30).per_backend().contains_key("web-1").then_some(())
-    })
-    .unwrap();
-    talks.run_for_messages(100).unwrap();
-    let report = talks.stop();
-    assert_eq!(report.broken.len(), doomed, "the others' live on: {:?}", report.broken);
-    assert!(report.broken.iter().all(|cause| cause.contains("reset")), "{:?}", report.broken);
+    until_back(&scene, &sluice, talks, doomed);
 }
