@@ -2,7 +2,9 @@
 
 use std::{fs, time::Duration};
 
-use sluice_tests::lab::{Failure, Family, Lab, Nginx, Plan, dataplane, fetch, is_privileged};
+use sluice_tests::lab::{
+    Failure, Family, Lab, Nginx, Plan, Tally, dataplane, fetch, is_privileged,
+};
 
 use crate::scene::{Scene, VIP4, VIP6, address, assert_flawless};
 
@@ -43,13 +45,7 @@ fn carries(vip: &str, forwarding: &str, backends: Family) {
     let (scene, sluice) = Scene::forwarding(Plan::default(), vip, forwarding, backends);
     let client = scene.lab.client();
 
-    // Many connections, over all backends.
-    let tally = scene.request(vip, 300);
-    assert_flawless(&scene, &tally);
-    for (backend, answers) in &tally.answers[vip] {
-        assert!((50..150).contains(answers), "{backend}: {answers} of 300");
-    }
-    assert_eq!(tally.answers[vip].keys().collect::<Vec<_>>(), scene.backends());
+    many_reach_all_backends(&scene, vip);
 
     // The balancer has counted them, and nothing else.
     let status = sluice.status().unwrap();
@@ -60,7 +56,32 @@ fn carries(vip: &str, forwarding: &str, backends: Family) {
     });
     assert_eq!(counted.sum::<u64>(), 300, "{service}");
 
-    // Whole frames, both ways: the client's fill its MTU before a tunnel header is added.
+    // The client's fill its MTU before a tunnel header is added.
+    whole_frames_go_both_ways(&scene, vip);
+
+    // Direct server return: backends see the client's own address.
+    let address = client.address(Family::of(address(vip).ip())).to_string();
+    for nginx in &scene.nginx {
+        assert!(nginx.access_log().lines().any(|line| line.starts_with(&format!("{address} "))));
+    }
+}
+
+/// Many connections, over all backends: none fails, and each backend has its share.
+#[track_caller]
+pub fn many_reach_all_backends(scene: &Scene, vip: &str) -> Tally {
+    let tally = scene.request(vip, 300);
+    assert_flawless(scene, &tally);
+    for (backend, answers) in &tally.answers[vip] {
+        assert!((50..150).contains(answers), "{backend}: {answers} of 300");
+    }
+    assert_eq!(tally.answers[vip].keys().collect::<Vec<_>>(), scene.backends());
+    tally
+}
+
+/// A file comes unchanged, and goes so: its frames fill the client's MTU.
+#[track_caller]
+pub fn whole_frames_go_both_ways(scene: &Scene, vip: &str) {
+    let client = scene.lab.client();
     let path = scene.lab.directory().join("sent");
     fs::write(&path, Nginx::file()).unwrap();
     let path = path.display().to_string();
@@ -70,12 +91,6 @@ fn carries(vip: &str, forwarding: &str, backends: Family) {
     assert!(kept.expect("a backend has the file") == Nginx::file(), "the upload came changed");
     let fetched = client.enter(|| fetch(address(vip), "/file", Duration::from_secs(20)));
     assert!(fetched.unwrap().body == Nginx::file(), "the download came changed");
-
-    // Direct server return: backends see the client's own address.
-    let address = client.address(Family::of(address(vip).ip())).to_string();
-    for nginx in &scene.nginx {
-        assert!(nginx.access_log().lines().any(|line| line.starts_with(&format!("{address} "))));
-    }
 }
 
 #[test]

@@ -1,13 +1,16 @@
 //! Each way that translated packets go: families, networks, addresses, tags and narrow paths.
 
-use std::{fs, net::IpAddr, time::Duration};
+use std::{fs, net::IpAddr};
 
 use sluice_tests::lab::{
     DEADLINE, Family, Host, Nginx, Plan, dataplane, fetch, is_privileged, until,
 };
 
 use super::{UNCHECKED, WEB, backends, egress, nat, sum, web};
-use crate::scene::{Scene, VIP4, VIP6, address, assert_flawless};
+use crate::{
+    forwarding::{many_reach_all_backends, whole_frames_go_both_ways},
+    scene::{Scene, VIP4, VIP6, address, assert_flawless},
+};
 
 const ONE_NETWORK: Plan = Plan {
     clients: 1,
@@ -46,12 +49,7 @@ fn carries(plan: Plan, vip: &str) {
     let (scene, sluice) = web(plan, vip, "");
 
     // Many connections, over all backends, each of them counted both ways.
-    let tally = scene.request(vip, 300);
-    assert_flawless(&scene, &tally);
-    for (backend, answers) in &tally.answers[vip] {
-        assert!((50..150).contains(answers), "{backend}: {answers} of 300");
-    }
-    assert_eq!(tally.answers[vip].keys().collect::<Vec<_>>(), scene.backends());
+    let tally = many_reach_all_backends(&scene, vip);
     for backend in backends(&sluice) {
         let name = backend["name"].as_str().unwrap();
         let count = |name: &str| backend[name].as_u64().unwrap();
@@ -66,20 +64,6 @@ fn carries(plan: Plan, vip: &str) {
     whole_frames_go_both_ways(&scene, vip);
     let seen = egress(&scene.lab, Family::of(address(vip).ip()));
     assert_eq!(clients_seen(&scene.nginx), [seen], "the backends' clients");
-}
-
-/// A file comes unchanged, and goes so: its frames fill the client's MTU.
-fn whole_frames_go_both_ways(scene: &Scene, vip: &str) {
-    let client = scene.lab.client();
-    let path = scene.lab.directory().join("sent");
-    fs::write(&path, Nginx::file()).unwrap();
-    let path = path.display().to_string();
-    let put = format!("http://{vip}/put/file");
-    client.run("curl", &["-gsS", "--fail", "--max-time", "20", "-T", &path, &put]).unwrap();
-    let kept = scene.nginx.iter().find_map(|nginx| nginx.kept("file"));
-    assert!(kept.expect("a backend has the file") == Nginx::file(), "the upload came changed");
-    let fetched = client.enter(|| fetch(address(vip), "/file", Duration::from_secs(20)));
-    assert!(fetched.unwrap().body == Nginx::file(), "the download came changed");
 }
 
 /// Whose requests the backends have answered, sorted, without those of the lab itself.
