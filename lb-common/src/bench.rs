@@ -4,6 +4,8 @@
 //! `BPF_PROG_TEST_RUN` with `repeat` does not restore the frame: what the last run changed is
 //! undone here. No packet of anybody ever comes by.
 
+use core::mem::offset_of;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
@@ -43,10 +45,28 @@ pub struct Plan {
     pub kind: u16,
     /// Network order.
     pub vip_port: u16,
-    /// Exclusive-or the flow's number: the client.
+    /// Whether frames are a client's or the answers of its backend: 1 for these.
+    pub answers: u32,
+    /// The four bytes of the IP header with the TTL or hop limit in them, which translation changes;
+    /// 0: they are left as they are.
+    pub hops: u32,
+    /// Exclusive-or the flow's number: the client. Of answers, the backends' prefix.
     pub client: Address,
-    /// The first VIP.
+    /// The first VIP. Of answers, the prefix of the addresses that backends see.
     pub vip: Address,
+}
+
+/// Who answers a flow, and to whom: what [`Plan`] leaves open of it. An element of the generator's
+/// map of answers.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Answer {
+    /// The last bytes of the backend's address.
+    pub backend: [u8; 4],
+    /// The last bytes of the address that it sees.
+    pub seen: [u8; 2],
+    /// The port that it sees, network order.
+    pub port: [u8; 2],
 }
 
 /// Knuth's, of MMIX (The Art of Computer Programming 2, §3.3.4).
@@ -99,12 +119,16 @@ impl Plan {
     }
 }
 
-/// Makes `frame` the next of the plan.
+/// Makes `frame` the next of the plan; `answer` tells the flow's.
 ///
 /// Words are written in the widths in which they are read: a load that needs two stores waits
 /// for both, which no frame from a card makes it do.
 #[inline(always)]
-pub fn renew<F: Frame>(frame: &mut F, plan: &mut Plan) -> Option<()> {
+pub fn renew<F: Frame>(
+    frame: &mut F,
+    plan: &mut Plan,
+    answer: impl FnOnce(u32) -> Option<Answer>,
+) -> Option<()> {
     let flow = plan.next_flow();
     // Also by nothing: so it costs the same whether there is a tunnel header or not.
     frame.shrink_front(frame.len().wrapping_sub(plan.length as usize))?;
@@ -112,22 +136,39 @@ pub fn renew<F: Frame>(frame: &mut F, plan: &mut Plan) -> Option<()> {
     frame.write(0, plan.macs)?;
     frame.write(8, plan.more_macs)?;
     frame.write(ethernet::TYPE, plan.kind)?;
-    let client_port = (flow >> ADDRESS_BITS) as u16;
-    let ports: u32 = zerocopy::transmute!([client_port, plan.vip_port]);
-    let [.., client] = plan.client.halves();
-    let [.., vip] = plan.vip.halves();
-    let vip = u32::from_be(vip).wrapping_add(plan.vip_of(flow)).to_be();
+    let [a, b, c, source] = plan.client.halves();
+    let [d, e, f, destination] = plan.vip.halves();
+    let prefix: u64 = zerocopy::transmute!([a, b]);
+    let host: u64 = zerocopy::transmute!([c, source]);
+    let (host, destination, ports) = if plan.answers != 0 {
+        let Answer { backend, seen, port } = answer(flow as u32)?;
+        let [prefix, _]: [u16; 2] = zerocopy::transmute!(destination);
+        let seen: u32 = zerocopy::transmute!([prefix, u16::from_ne_bytes(seen)]);
+        let ports: u32 = zerocopy::transmute!([plan.vip_port, u16::from_ne_bytes(port)]);
+        (zerocopy::transmute!([c, u32::from_ne_bytes(backend)]), seen, ports)
+    } else {
+        let ports: u32 = zerocopy::transmute!([(flow >> ADDRESS_BITS) as u16, plan.vip_port]);
+        let vip = u32::from_be(destination).wrapping_add(plan.vip_of(flow)).to_be();
+        // In IPv4 the low half is the address, in IPv6 both are.
+        let number = if plan.client.is_v4() { flow << 32 } else { flow };
+        (host ^ number, vip, ports)
+    };
     let l4 = if plan.client.is_v4() {
-        let addresses: u64 = zerocopy::transmute!([client ^ flow as u32, vip]);
+        let [_, source]: [u32; 2] = zerocopy::transmute!(host);
+        let addresses: u64 = zerocopy::transmute!([source, destination]);
         let l4 = ethernet::LEN + Ipv4::LEN;
         frame.write(l4 - size_of_val(&addresses), addresses)?;
+        if plan.hops != 0 {
+            frame.write(ethernet::LEN + offset_of!(Ipv4, ttl), plan.hops)?;
+        }
         l4
     } else {
-        let [prefix, host] = plan.client.words();
-        let [a, b, c, _] = plan.vip.halves();
-        let vip: [u64; 2] = zerocopy::transmute!([a, b, c, vip]);
+        let vip: [u64; 2] = zerocopy::transmute!([d, e, f, destination]);
         let l4 = ethernet::LEN + Ipv6::LEN;
-        frame.write(l4 - 2 * size_of_val(&vip), [prefix, host ^ flow, vip[0], vip[1]])?;
+        frame.write(l4 - 2 * size_of_val(&vip), [prefix, host, vip[0], vip[1]])?;
+        if plan.hops != 0 {
+            frame.write(ethernet::LEN + offset_of!(Ipv6, payload_length), plan.hops)?;
+        }
         l4
     };
     frame.write(l4, ports)
@@ -172,15 +213,37 @@ mod tests {
             };
             plan = plan.in_order(4);
             let mut frame = HostFrame::new(vec![0; 74]);
-            renew(&mut frame, &mut plan).expect("a frame with room");
+            renew(&mut frame, &mut plan, |_| None).expect("a frame with room");
             let first = frame.clone();
             frame.grow_front(20).expect("a vector grows");
             frame.write(0, [9u8; 34]).expect("there is room");
             plan = plan.in_order(4);
-            renew(&mut frame, &mut plan).expect("a frame with room");
+            renew(&mut frame, &mut plan, |_| None).expect("a frame with room");
             assert_eq!(frame, first);
-            renew(&mut frame, &mut plan).expect("a frame with room");
+            renew(&mut frame, &mut plan, |_| None).expect("a frame with room");
             assert_ne!(frame, first, "the next flow has another client");
         }
+    }
+
+    #[test]
+    fn an_answer_is_from_the_flows_backend_to_what_that_sees() {
+        let mut plan = Plan {
+            vips: 1,
+            length: 54,
+            vip_port: u16::from_ne_bytes([0, 80]),
+            answers: 1,
+            hops: u32::from_ne_bytes([64, 6, 0, 0]),
+            client: Address::v4([198, 18, 9, 9]),
+            vip: Address::v4([198, 51, 9, 9]),
+            ..Plan::new_zeroed().in_order(4)
+        };
+        let mut frame = HostFrame::new(vec![1; 54]);
+        let answer = |flow| {
+            assert_eq!(flow, 0);
+            Some(Answer { backend: [198, 19, 0, 7], seen: [100, 3], port: [4, 1] })
+        };
+        renew(&mut frame, &mut plan, answer).expect("a frame with room");
+        let expected = [&[64, 6, 0, 0][..], &[198, 19, 0, 7], &[198, 51, 100, 3], &[0, 80, 4, 1]];
+        assert_eq!(frame.bytes[22..38], expected.concat());
     }
 }

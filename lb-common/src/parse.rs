@@ -19,7 +19,7 @@ const MAX_EXTENSION_HEADERS: usize = 8;
 const MAX_EXTENSION_BYTES: usize = 1024;
 
 /// IP version.
-#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable)]
+#[derive(Clone, Copy, PartialEq, Eq, Debug, IntoBytes, Immutable, PartialOrd, Ord)]
 #[repr(u16)]
 pub enum Family {
     /// RFC 791.

@@ -16,7 +16,7 @@ use aya_ebpf::{
     programs::XdpContext,
 };
 use lb_common::{
-    bench::{self, Plan},
+    bench::{self, Answer, Plan},
     frame::Frame as _,
     wire::{self, Ipv4, Tcp, ethernet},
 };
@@ -30,6 +30,10 @@ static TARGET: ProgramArray<1> = ProgramArray::new();
 
 #[btf_map]
 static PLAN: Array<Plan, 1> = Array::new();
+
+/// By the number of the flow, for plans of answers; the bench sets its size.
+#[btf_map]
+static ANSWERS: Array<Answer, 1> = Array::new();
 
 /// Frames that `sink` has swallowed.
 #[btf_map]
@@ -46,7 +50,10 @@ pub fn generate(ctx: XdpContext) -> u32 {
         return xdp_action::XDP_ABORTED;
     };
     // SAFETY: the bench runs on one CPU, and reads the plan between the runs.
-    if bench::renew(&mut XdpFrame::new(&ctx), unsafe { &mut *plan }).is_none() {
+    let plan = unsafe { &mut *plan };
+    // SAFETY: as the plan.
+    let answer = |flow| ANSWERS.get_ptr(flow).map(|answer| unsafe { *answer });
+    if bench::renew(&mut XdpFrame::new(&ctx), plan, answer).is_none() {
         return xdp_action::XDP_ABORTED;
     }
     // SAFETY: nothing here is left to be done.

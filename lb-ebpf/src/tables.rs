@@ -26,6 +26,9 @@ pub fn jiffies() -> u64 {
 /// Counts in the element of `REASONS`.
 const REASONS: usize = size_of::<ReasonCounts>() / size_of::<u64>();
 
+/// Words of a flow's record.
+const RECORD: usize = size_of::<FlowRecord>() / size_of::<u64>();
+
 /// The kernel's maps.
 pub struct Kernel;
 
@@ -108,9 +111,11 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn flow_record(&self, index: u32) -> Option<FlowRecord> {
-        // SAFETY: the element is a `FlowRecord`. Volatile, because who reads it looks at the flow's
-        // word before and after.
-        maps::FLOW_RECORDS.get_ptr(index).map(|record| unsafe { record.read_volatile() })
+        let record = maps::FLOW_RECORDS.get_ptr(index)?.cast::<[u64; RECORD]>();
+        // SAFETY: the element is a `FlowRecord`, of so many words. Volatile, because who reads it
+        // looks at the flow's word before and after; in words, because its ports would be read byte
+        // by byte.
+        Some(zerocopy::transmute!(unsafe { record.read_volatile() }))
     }
 
     #[inline(always)]

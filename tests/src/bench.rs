@@ -29,6 +29,6 @@ mod stage;
 
 pub use self::{
     machine::Machine,
-    report::{Figure, Growth, Memory, Report},
+    report::{Figure, Growth, Memory, Report, Translation},
     sample::{Extent, run},
 };

@@ -8,7 +8,7 @@ use aya::programs::{ProgramFd, ProgramInfo};
 use lb_common::{
     abi::Egress,
     address::Address,
-    bench::Plan,
+    bench::{Answer, Plan},
     counters::Event,
     flow::State,
     forward::Forwarding,
@@ -19,18 +19,15 @@ use lb_common::{
     wire::Tcp,
 };
 use lb_userspace::{
-    datapath::{Datapath, Pins, Sweep},
+    datapath::{Datapath, FlowView, Pins, Sweep},
     instance::Instance,
     model::{ClientAddress, Dataplane, IdleTimeouts, PortRange, XdpMode},
     reconcile::{self, Image, Resolved, WantedBackend, WantedService},
     seed::Seed,
 };
+use zerocopy::FromZeros as _;
 
-use super::{
-    frame,
-    generator::{Generator, XDP_TX},
-    link::Link,
-};
+use super::{case::Sender, frame, generator::Generator, link::Link};
 
 /// What an instance is asked to be, and what has happened to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -41,6 +38,11 @@ pub enum Scene {
     Ipv6(u32),
     /// As `Ipv4`, with 500 services of 100 backends each.
     ManyServices(u32),
+    /// One service of 3 backends, this many established flows that are translated, and a table for
+    /// eight times as many.
+    Translated(Family, u32),
+    /// As `Translated`, IPv4, with 500 services of 100 backends each.
+    ManyTranslated(u32),
     /// A table that SYNs have filled: every new one takes the place of another.
     FullOfSyns,
     /// The same with ACKs of flows nobody has seen the start of.
@@ -53,6 +55,12 @@ const FULL: u32 = lb_common::abi::capacity::FLOWS as u32;
 /// Packets that fill each group of such a table for certain: the mean is 64, 16 are needed.
 const FLOOD: u32 = 4 * FULL;
 
+/// With some 30,000 ports each there is no lack of them.
+const NAT_ADDRESSES: u8 = 8;
+
+/// How often it is tried to open them all: one try in ten fails, because ports are drawn.
+const TRIES: u32 = 8;
+
 /// Smallest table.
 const SMALLEST: u32 = 1024;
 
@@ -60,23 +68,34 @@ impl Scene {
     /// Services of each family.
     pub const fn services(self) -> u32 {
         match self {
-            Self::ManyServices(_) => 500,
-            Self::Ipv4(_) | Self::Ipv6(_) | Self::FullOfSyns | Self::FullOfAcks => 1,
+            Self::ManyServices(_) | Self::ManyTranslated(_) => 500,
+            _ => 1,
         }
     }
 
     const fn backends(self) -> u32 {
         match self {
-            Self::ManyServices(_) => 100,
-            Self::Ipv4(_) | Self::Ipv6(_) | Self::FullOfSyns | Self::FullOfAcks => 3,
+            Self::ManyServices(_) | Self::ManyTranslated(_) => 100,
+            _ => 3,
         }
     }
 
     const fn families(self) -> &'static [Family] {
         match self {
-            Self::Ipv4(_) | Self::ManyServices(_) => &[Family::Ipv4],
-            Self::Ipv6(_) => &[Family::Ipv6],
+            Self::Ipv4(_)
+            | Self::ManyServices(_)
+            | Self::Translated(Family::Ipv4, _)
+            | Self::ManyTranslated(_) => &[Family::Ipv4],
+            Self::Ipv6(_) | Self::Translated(Family::Ipv6, _) => &[Family::Ipv6],
             Self::FullOfSyns | Self::FullOfAcks => &[Family::Ipv4, Family::Ipv6],
+        }
+    }
+
+    /// How its services forward at first.
+    const fn forwarding(self) -> Forwarding {
+        match self {
+            Self::Translated(..) | Self::ManyTranslated(_) => Forwarding::Nat,
+            _ => Forwarding::L2,
         }
     }
 
@@ -86,6 +105,7 @@ impl Scene {
             Self::Ipv4(flows) | Self::Ipv6(flows) | Self::ManyServices(flows) => {
                 (2 * flows).max(SMALLEST)
             }
+            Self::Translated(_, flows) | Self::ManyTranslated(flows) => (8 * flows).max(SMALLEST),
             Self::FullOfSyns | Self::FullOfAcks => FULL,
         }
     }
@@ -98,6 +118,7 @@ pub struct Balancer {
     image: Image,
     services: Vec<WantedService>,
     forwarding: Forwarding,
+    answers: Vec<Answer>,
 }
 
 impl Balancer {
@@ -107,22 +128,29 @@ impl Balancer {
         match scene {
             Scene::Ipv4(flows) | Scene::Ipv6(flows) | Scene::ManyServices(flows) => {
                 let family = scene.families()[0];
-                let plan = frame::plan(family, scene.services()).in_order(flows.into());
+                let plan = frame::plan(family, scene.services(), Sender::Client);
+                let plan = plan.in_order(flows.into());
                 // Seen in more than one tick, they are old, as most flows are.
                 for (flags, longer) in [(Tcp::SYN, 2), (Tcp::ACK, 2), (Tcp::ACK, 1), (Tcp::ACK, 0)]
                 {
                     balancer.set_tick(longer)?;
                     balancer.feed(generator, plan, &frame::template(family, flags), flows)?;
                 }
-                let known = balancer.sweep()?.by_state[State::Old as usize - 1];
-                // At a load of one half 0.05 % find no place (`lb_common::flow`).
-                let wanted = flows - flows / 500;
-                ensure!(known >= wanted, "the flow table has {known} of {flows} flows");
+                balancer.ensure_old(flows)?;
+            }
+            Scene::Translated(_, flows) | Scene::ManyTranslated(flows) => {
+                let mut tries = 1;
+                while !balancer.translate(scene, generator, flows)? {
+                    ensure!(tries < TRIES, "of {flows} flows some lack an entry each time");
+                    tries += 1;
+                    balancer = Self::create(scene, link)?;
+                }
+                balancer.ensure_old(flows)?;
             }
             Scene::FullOfSyns | Scene::FullOfAcks => {
                 let syns = matches!(scene, Scene::FullOfSyns);
                 let flags = if syns { Tcp::SYN } else { Tcp::ACK };
-                let plan = frame::plan(Family::Ipv4, 1).at_random();
+                let plan = frame::plan(Family::Ipv4, 1, Sender::Client).at_random();
                 let template = frame::template(Family::Ipv4, flags);
                 balancer.feed(generator, plan, &template, FLOOD)?;
                 let state = if syns { State::Embryonic } else { State::Young };
@@ -131,6 +159,74 @@ impl Balancer {
             }
         }
         Ok(balancer)
+    }
+
+    /// Opens `flows` that are translated; tells whether all have both their entries. None may lack
+    /// one, for the RST that it got would stay in the generator's frame.
+    fn translate(&mut self, scene: Scene, generator: &mut Generator, flows: u32) -> Result<bool> {
+        let family = scene.families()[0];
+        // Answers are found by the ticks that the daemon knows.
+        for (sender, flags, longer) in [
+            (Sender::TranslatedClient, Tcp::SYN, 0),
+            (Sender::Backend, Tcp::SYN | Tcp::ACK, 2),
+            (Sender::TranslatedClient, Tcp::ACK, 2),
+            (Sender::TranslatedClient, Tcp::ACK, 0),
+        ] {
+            if sender == Sender::Backend {
+                self.answers = self.find_answers(family, flows)?;
+                if self.answers.iter().any(|answer| answer.port == [0; 2]) {
+                    return Ok(false);
+                }
+                generator.set_answers(&self.answers)?;
+            }
+            self.set_tick(longer)?;
+            let plan = frame::plan(family, scene.services(), sender).in_order(flows.into());
+            self.feed(generator, plan, &frame::template(family, flags), flows)?;
+        }
+        Ok(self.tally()?.returned == u64::from(flows))
+    }
+
+    /// Whether all flows are there that have come, and old.
+    fn ensure_old(&self, flows: u32) -> Result<()> {
+        let Sweep { by_state, freed, .. } = self.sweep()?;
+        let known = by_state[State::Old as usize - 1];
+        // At a load of one half 0.05 % find no place (`lb_common::flow`).
+        let wanted = flows - flows / 500;
+        let what = || format!("{known} of {flows} flows are old: {by_state:?}, {freed} freed");
+        ensure!(known >= wanted, "{}", what());
+        Ok(())
+    }
+
+    /// Who answers each flow, and to which address and port.
+    fn find_answers(&self, family: Family, flows: u32) -> Result<Vec<Answer>> {
+        let mut answers = vec![Answer::new_zeroed(); flows as usize];
+        let number = |address: Address| {
+            let [.., c, d] = address.halves();
+            if address.is_v4() { d } else { c }
+        };
+        let first = number(frame::clients(family));
+        let each = |flow: &FlowView| {
+            let place = (number(flow.client.ip().into()) ^ first) as usize;
+            let backend = self.image.backends.get(&flow.backend);
+            if let (Some(answer), Some(backend), Some((seen, port))) =
+                (answers.get_mut(place), backend, flow.nat)
+                && let Some(seen) = self.image.nat_addresses.get(&seen)
+            {
+                let [.., backend] = backend.address.halves();
+                let [.., seen] = Address::from(*seen).halves();
+                let [_, seen]: [[u8; 2]; 2] = zerocopy::transmute!(seen);
+                let backend = backend.to_ne_bytes();
+                *answer = Answer { backend, seen, port: port.to_be_bytes() };
+            }
+            true
+        };
+        self.datapath.flow_table()?.each(|_| true, each);
+        Ok(answers)
+    }
+
+    /// Of flows that are translated, by their numbers.
+    pub fn answers(&self) -> &[Answer] {
+        &self.answers
     }
 
     /// Every flow by the time-outs that hold for all.
@@ -163,7 +259,8 @@ impl Balancer {
             program: program?,
             image: Image::default(),
             services: services(scene, link, &seed),
-            forwarding: Forwarding::L2,
+            forwarding: scene.forwarding(),
+            answers: Vec::new(),
         };
         balancer.set_tick(0)?;
         balancer.write()?;
@@ -193,9 +290,8 @@ impl Balancer {
     ) -> Result<()> {
         generator.aim_at_program(&self.program)?;
         generator.set_plan(&plan)?;
-        let run = generator.run(template, packets)?;
-        ensure!(run.verdict == XDP_TX, "a flow's packet was not forwarded but {}", run.verdict);
-        Ok(())
+        // Whether they have become what they should the flow table tells.
+        generator.run(template, packets).map(|_| ())
     }
 
     /// Changes how all services forward.
@@ -221,6 +317,7 @@ impl Balancer {
         let mut tally = Tally::default();
         for counters in self.datapath.maps.counters(&backends)? {
             tally.forwarded += counters.traffic.packets;
+            tally.returned += counters.traffic.return_packets;
             tally.new += counters.event(Event::NewFlow);
             tally.adopted += counters.event(Event::Adopted);
             tally.untracked += counters.event(Event::Untracked);
@@ -236,6 +333,8 @@ impl Balancer {
 pub struct Tally {
     /// Packets forwarded to all backends together.
     pub forwarded: u64,
+    /// Packets forwarded from them to clients.
+    pub returned: u64,
     /// Flows that began with a SYN.
     pub new: u64,
     /// Flows that were met in the middle.
@@ -251,6 +350,7 @@ impl Tally {
     pub const fn since(self, before: Self) -> Self {
         Self {
             forwarded: self.forwarded - before.forwarded,
+            returned: self.returned - before.returned,
             new: self.new - before.new,
             adopted: self.adopted - before.adopted,
             untracked: self.untracked - before.untracked,
@@ -263,7 +363,7 @@ fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
     let of_family = |&family: &Family| {
         (0..scene.services()).map(move |service| {
             let backend = |number| WantedBackend {
-                address: backend_address(family, service * scene.backends() + number),
+                address: frame::backend(family, service * scene.backends() + number),
                 port: frame::PORT.to_be_bytes(),
                 weight: 100,
                 state: BackendState::Forward,
@@ -279,24 +379,16 @@ fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
                 },
                 slots: DEFAULT_SLOTS,
                 affinity: Affinity::None,
-                forwarding: Forwarding::L2,
-                client_address: ClientAddress::default(),
+                forwarding: scene.forwarding(),
+                client_address: ClientAddress::Replaced {
+                    by: (0..NAT_ADDRESSES).map(|i| frame::nat_address(family, i).into()).collect(),
+                },
                 listed: true,
                 backends: (0..scene.backends()).map(backend).collect(),
             }
         })
     };
     scene.families().iter().flat_map(of_family).collect()
-}
-
-fn backend_address(family: Family, number: u32) -> Address {
-    match family {
-        Family::Ipv4 => Address::v4((0xc613_0001 + number).to_be_bytes()),
-        Family::Ipv6 => {
-            let [_, _, c, d] = number.to_be_bytes();
-            Address::v6([0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, c, d])
-        }
-    }
 }
 
 /// Back where the frames come from, on a link that lets tunnels through.

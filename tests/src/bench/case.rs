@@ -17,7 +17,9 @@ pub struct Case {
     pub family: Family,
     /// TCP flags of the frames.
     pub flags: u8,
-    /// Whose frames they are.
+    /// Who sends the frames.
+    pub sender: Sender,
+    /// Of which flows they are.
     pub flows: Flows,
     /// What it may cost, in costs of the floor `ipip`.
     pub limit: Option<f64>,
@@ -57,7 +59,18 @@ pub enum Subject {
     },
 }
 
-/// Whose frames are made.
+/// Who sends the frames that are made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sender {
+    /// A client, to a VIP.
+    Client,
+    /// The same; what a translation changes is made good each time.
+    TranslatedClient,
+    /// The backend of a flow that is translated.
+    Backend,
+}
+
+/// Of which flows frames are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Flows {
     /// So many that are known: a power of two.
@@ -73,6 +86,8 @@ pub enum Flows {
 pub enum Road {
     /// Forwarded, the flow being known.
     Known,
+    /// Forwarded to the client, the flow being known.
+    Returned,
     /// Forwarded, with a new entry in the place of another flow's.
     New,
     /// The same without a SYN.
@@ -85,13 +100,14 @@ impl Road {
     /// Whether `tally` shows that `packets` have taken it.
     ///
     /// One known flow in 500 may be without an entry (at a load of one half 0.05 % find no place
-    /// of their own, and each that is met takes another's), and one random flow in 500 may be
-    /// taken for another.
+    /// of their own, and each that is met takes another's; one that is to be translated has none then),
+    /// and one random flow in 500 may be taken for another.
     pub const fn was_taken(self, tally: Tally, packets: u64) -> bool {
         let few = packets / 500;
-        let Tally { forwarded, new, adopted, untracked, not_vip } = tally;
+        let Tally { forwarded, returned, new, adopted, untracked, not_vip } = tally;
         match self {
-            Self::Known => forwarded == packets && new + adopted <= few,
+            Self::Known => forwarded >= packets - few && new + adopted <= few,
+            Self::Returned => returned >= packets - few && forwarded == 0,
             Self::New => forwarded == packets && new >= packets - few && untracked <= few,
             Self::Adopted => forwarded == packets && adopted >= packets - few && untracked <= few,
             Self::Passed => not_vip == packets,
@@ -109,6 +125,10 @@ const PASSED: f64 = 1.6;
 pub const GROWTH_FLOWS: u32 = 1 << 17;
 /// How much more many services may cost.
 pub const GROWTH: f64 = 1.10;
+/// Flows of the cases that are translated.
+const TRANSLATED: [u32; 2] = [1, GROWTH_FLOWS];
+/// What a packet of one flow that is translated may cost, in costs of one that `l2` forwards.
+pub const TRANSLATION: f64 = 1.6;
 
 /// Floors by the names of their programs.
 pub const TX: &str = "tx";
@@ -119,17 +139,43 @@ const METHODS: [Forwarding; 2] = [Forwarding::L2, Forwarding::Ipip];
 
 /// What every other figure leans on.
 pub fn pillars() -> Vec<Case> {
-    let generators =
-        FAMILIES.map(|(family, name)| plain(Group::Generator, name, Subject::Floor(TX), family));
+    let generator = |name: &str, family| plain(Group::Generator, name, Subject::Floor(TX), family);
+    let generators = FAMILIES.into_iter().flat_map(|(family, name)| {
+        let translated =
+            Case { sender: Sender::TranslatedClient, ..generator(&format!("{name}/nat"), family) };
+        let answers = TRANSLATED.map(|flows| Case {
+            sender: Sender::Backend,
+            flows: Flows::Known(flows),
+            ..generator(&format!("{name}/answers/{flows}"), family)
+        });
+        [generator(name, family), translated].into_iter().chain(answers)
+    });
     let floors =
         [(TX, Subject::Nothing), ("mac", Subject::Floor("mac")), (IPIP, Subject::Floor(IPIP))]
             .map(|(name, subject)| plain(Group::Floor, name, subject, Family::Ipv4));
-    generators.into_iter().chain(floors).collect()
+    generators.chain(floors).collect()
+}
+
+impl Case {
+    /// Whether `self`, a generator, makes the frames of `case`.
+    pub fn is_generator_of(&self, case: &Self) -> bool {
+        let is_alike = self.family == case.family && self.sender == case.sender;
+        // The more answers there are to look up, the longer it takes.
+        is_alike && (self.sender != Sender::Backend || self.flows == case.flows)
+    }
 }
 
 fn plain(group: Group, name: &str, subject: Subject, family: Family) -> Case {
-    let flows = Flows::Known(1);
-    Case { group, name: name.to_owned(), subject, family, flags: Tcp::ACK, flows, limit: None }
+    Case {
+        group,
+        name: name.to_owned(),
+        subject,
+        family,
+        flags: Tcp::ACK,
+        sender: Sender::Client,
+        flows: Flows::Known(1),
+        limit: None,
+    }
 }
 
 /// The usual way to find a flow, for comparison.
@@ -153,6 +199,7 @@ pub fn cases() -> Vec<Case> {
                 subject: Subject::Balancer { scene, forwarding, road },
                 family,
                 flags,
+                sender: Sender::Client,
                 flows,
                 limit,
             };
@@ -181,6 +228,7 @@ pub fn cases() -> Vec<Case> {
             }
         }
     }
+    cases.extend(translated());
     cases.push(Case {
         group: Group::Case,
         name: "pass".to_owned(),
@@ -191,10 +239,45 @@ pub fn cases() -> Vec<Case> {
         },
         family: Family::Ipv4,
         flags: Tcp::ACK,
+        sender: Sender::Client,
         flows: Flows::Strangers,
         limit: Some(PASSED),
     });
     cases
+}
+
+/// What is translated, in both directions.
+fn translated() -> Vec<Case> {
+    let case = |name: String, (family, scene, flows), sender| {
+        let road = if sender == Sender::Backend { Road::Returned } else { Road::Known };
+        let subject = Subject::Balancer { scene, forwarding: Forwarding::Nat, road };
+        let flows = Flows::Known(flows);
+        Case { sender, flows, ..plain(Group::Case, &name, subject, family) }
+    };
+    let mut cases = Vec::new();
+    for (family, family_name) in FAMILIES {
+        for flows in TRANSLATED {
+            let kind = format!("{family_name}/nat/{flows}");
+            let scene = (family, Scene::Translated(family, flows), flows);
+            cases.push(case(format!("established/{kind}"), scene, Sender::TranslatedClient));
+            cases.push(case(format!("answers/{kind}"), scene, Sender::Backend));
+        }
+    }
+    let many = (Family::Ipv4, Scene::ManyTranslated(GROWTH_FLOWS), GROWTH_FLOWS);
+    cases.push(case(many_services(Forwarding::Nat), many, Sender::TranslatedClient));
+    cases
+}
+
+/// The pairs of cases that tell what translation costs beside `l2`, by what each pair is called.
+pub fn translations() -> Vec<(String, [String; 2])> {
+    let of_family = |(_, family): (Family, &str)| {
+        ["established", "answers"].map(|direction| {
+            let names =
+                [format!("established/{family}/l2/1"), format!("{direction}/{family}/nat/1")];
+            (format!("{family}/{direction}"), names)
+        })
+    };
+    FAMILIES.into_iter().flat_map(of_family).collect()
 }
 
 /// The two cases that are compared: one service, and many.

@@ -10,6 +10,8 @@ use lb_common::{
 };
 use zerocopy::{FromZeros as _, IntoBytes as _};
 
+use super::case::Sender;
+
 /// The shortest frame on a wire, without its check sequence.
 const SHORTEST: usize = 60;
 
@@ -37,12 +39,61 @@ pub fn stranger(family: Family) -> Address {
     }
 }
 
-/// Plans frames to the first VIPs; of which flows is still to be said.
-pub fn plan(family: Family, vips: u32) -> Plan {
-    let client = match family {
+/// Prefix of the clients' addresses.
+pub const fn clients(family: Family) -> Address {
+    match family {
         Family::Ipv4 => Address::v4([198, 18, 0, 0]),
         Family::Ipv6 => Address::v6([0x20, 1, 0xd, 0xb8, 0, 1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]),
+    }
+}
+
+/// The backends' addresses.
+pub fn backend(family: Family, number: u32) -> Address {
+    match family {
+        Family::Ipv4 => Address::v4((0xc613_0001 + number).to_be_bytes()),
+        Family::Ipv6 => {
+            let [_, _, c, d] = number.to_be_bytes();
+            Address::v6([0x20, 1, 0xd, 0xb8, 0, 2, 0, 0, 0, 0, 0, 0, 0, 0, c, d])
+        }
+    }
+}
+
+/// The addresses that backends of translated flows see.
+pub fn nat_address(family: Family, number: u8) -> Address {
+    match family {
+        Family::Ipv4 => Address::v4([198, 51, 100, 1 + number]),
+        Family::Ipv6 => {
+            Address::v6([0x20, 1, 0xd, 0xb8, 0, 3, 0, 0, 0, 0, 0, 0, 0, 0, 0, 1 + number])
+        }
+    }
+}
+
+/// Plans frames of some sender's, a client's to the first VIPs; of which flows is still to be said.
+pub fn plan(family: Family, vips: u32, sender: Sender) -> Plan {
+    let clients = plan_of_clients(family, vips);
+    match sender {
+        Sender::Client => clients,
+        Sender::TranslatedClient => Plan { hops: hops(family), ..clients },
+        Sender::Backend => Plan {
+            answers: 1,
+            hops: hops(family),
+            client: backend(family, 0),
+            vip: nat_address(family, 0),
+            ..clients
+        },
+    }
+}
+
+/// See [`Plan::hops`].
+const fn hops(family: Family) -> u32 {
+    let bytes = match family {
+        Family::Ipv4 => [wire::TTL, wire::TCP, 0, 0],
+        Family::Ipv6 => [0, Tcp::LEN as u8, wire::TCP, wire::TTL],
     };
+    u32::from_ne_bytes(bytes)
+}
+
+fn plan_of_clients(family: Family, vips: u32) -> Plan {
     let [first @ .., a, b, c, d] = MACS;
     Plan {
         vips: vips.into(),
@@ -51,7 +102,7 @@ pub fn plan(family: Family, vips: u32) -> Plan {
         more_macs: u32::from_ne_bytes([a, b, c, d]),
         kind: u16::from_ne_bytes(kind(family)),
         vip_port: PORT.to_be(),
-        client,
+        client: clients(family),
         vip: vip(family, 0),
         ..Plan::new_zeroed()
     }

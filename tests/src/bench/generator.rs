@@ -12,10 +12,19 @@ use aya::{
     maps::{Array, HashMap, IterableMap as _, MapData, PerCpuArray, ProgramArray},
     programs::{ProgramFd, TestRunAttrs, TestRunOptions, Xdp, xdp::XdpMode},
 };
-use lb_common::{bench::Plan, parse::Family, wire::Tcp};
+use lb_common::{
+    bench::{Answer, Plan},
+    parse::Family,
+    wire::Tcp,
+};
 use zerocopy::IntoBytes as _;
 
-use super::{frame, link::Link, machine};
+use super::{
+    case::{GROWTH_FLOWS, Sender},
+    frame,
+    link::Link,
+    machine,
+};
 
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("BENCH_OBJECT"));
 
@@ -33,6 +42,7 @@ pub struct Generator {
     object: Ebpf,
     link: Link,
     plan: Array<MapData, [u64; PLAN_WORDS]>,
+    answers: Array<MapData, u64>,
     target: ProgramArray<MapData>,
     sunk: PerCpuArray<MapData, u64>,
 }
@@ -49,7 +59,10 @@ pub struct Run {
 impl Generator {
     /// Loads everything, and attaches the generator where nothing arrives.
     pub fn load(link: Link) -> Result<Self> {
-        let mut object = Ebpf::load(OBJECT).context("create the bench's maps")?;
+        let mut object = EbpfLoader::new()
+            .map_max_entries("ANSWERS", GROWTH_FLOWS)
+            .load(OBJECT)
+            .context("create the bench's maps")?;
         for name in ["generate", "tx", "mac", "ipip", "sink"] {
             program_mut(&mut object, name)?
                 .load()
@@ -65,6 +78,7 @@ impl Generator {
         };
         Ok(Self {
             plan: map("PLAN")?.try_into()?,
+            answers: map("ANSWERS")?.try_into()?,
             target: map("TARGET")?.try_into()?,
             sunk: map("SUNK")?.try_into()?,
             object,
@@ -91,6 +105,15 @@ impl Generator {
     pub fn set_plan(&mut self, plan: &Plan) -> Result<()> {
         let words: [u64; PLAN_WORDS] = zerocopy::transmute!(*plan);
         self.plan.set(0, words, 0).context("write PLAN")
+    }
+
+    /// Sets who answers the flows, by their numbers: of [`GROWTH_FLOWS`] at most.
+    pub fn set_answers(&mut self, answers: &[Answer]) -> Result<()> {
+        for (flow, answer) in (0..).zip(answers) {
+            let word: u64 = zerocopy::transmute!(*answer);
+            self.answers.set(flow, word, 0).context("write ANSWERS")?;
+        }
+        Ok(())
     }
 
     /// The plan, where it stands now.
@@ -162,7 +185,7 @@ impl Lru {
         let map = object.take_map("LRU").context("there is no map LRU")?.try_into()?;
         let lru = Self { object, map };
         generator.aim_at_program(program(&lru.object, "lru_insert")?.fd()?)?;
-        generator.set_plan(&frame::plan(Family::Ipv4, 1).in_order(flows.into()))?;
+        generator.set_plan(&frame::plan(Family::Ipv4, 1, Sender::Client).in_order(flows.into()))?;
         generator.run(&frame::template(Family::Ipv4, Tcp::ACK), flows)?;
         let entries = lru.map.keys().count();
         ensure!(entries == flows as usize, "the LRU map has {entries} of {flows} flows");

@@ -10,7 +10,7 @@ use lb_common::{
 use serde::{Serialize, Serializer};
 
 use super::{
-    case::{self, GROWTH, GROWTH_FLOWS},
+    case::{self, GROWTH, GROWTH_FLOWS, TRANSLATION},
     machine::Machine,
 };
 
@@ -33,6 +33,15 @@ pub struct Growth {
     /// How they forward.
     pub forwarding: Forwarding,
     /// Cost with 500 services of 100 backends, in costs with one of three.
+    pub ratio: f64,
+}
+
+/// What translation costs beside `l2`.
+#[derive(Clone, Debug)]
+pub struct Translation {
+    /// IP version and direction.
+    pub name: String,
+    /// Cost of a packet of one flow, in costs with `l2`.
     pub ratio: f64,
 }
 
@@ -74,6 +83,9 @@ pub struct Report {
     /// Empty if its cases were not measured.
     #[serde(serialize_with = "by_forwarding")]
     pub growth: Vec<Growth>,
+    /// The same.
+    #[serde(serialize_with = "by_translation")]
+    pub translation: Vec<Translation>,
     /// Frames that went over a veth pair, on one core.
     #[serde(serialize_with = "by_name")]
     pub packets_per_second: Vec<Figure>,
@@ -103,6 +115,11 @@ fn by_forwarding<S: Serializer>(growth: &[Growth], serializer: S) -> Result<S::O
     serializer.collect_map(growth.iter().map(ratio))
 }
 
+fn by_translation<S: Serializer>(all: &[Translation], serializer: S) -> Result<S::Ok, S::Error> {
+    let ratio = |one: &Translation| (one.name.clone(), (one.ratio * 1e3).round() / 1e3);
+    serializer.collect_map(all.iter().map(ratio))
+}
+
 fn rounded(value: f64) -> f64 {
     (value * 100.0).round() / 100.0
 }
@@ -113,18 +130,26 @@ impl Report {
         let cost = |name: &String| {
             self.cases.iter().find(|figure| figure.name == *name).map(|figure| figure.value)
         };
-        self.growth = [Forwarding::L2, Forwarding::Ipip]
+        self.growth = [Forwarding::L2, Forwarding::Ipip, Forwarding::Nat]
             .into_iter()
             .filter_map(|forwarding| {
                 let [one, many] = case::growth(forwarding);
                 Some(Growth { forwarding, ratio: cost(&many)? / cost(&one)? })
             })
             .collect();
+        self.translation = case::translations()
+            .into_iter()
+            .filter_map(|(name, [plain, translated])| {
+                Some(Translation { name, ratio: cost(&translated)? / cost(&plain)? })
+            })
+            .collect();
         let figures = self.cases.iter().filter(|figure| self.keeps_limit(figure) == Some(false));
         let growth = self.growth.iter().filter(|growth| growth.ratio > GROWTH);
+        let translation = self.translation.iter().filter(|one| one.ratio > TRANSLATION);
         self.missed = figures
             .map(|figure| figure.name.clone())
             .chain(growth.map(|growth| format!("growth/{}", growth.forwarding.name())))
+            .chain(translation.map(|one| format!("translation/{}", one.name)))
             .collect();
         self
     }
@@ -172,6 +197,13 @@ impl fmt::Display for Report {
                 (ratio - 1.0) * 100.0,
                 (GROWTH - 1.0) * 100.0,
                 mark(Some(*ratio <= GROWTH)),
+            )?;
+        }
+        for Translation { name, ratio } in &self.translation {
+            writeln!(
+                f,
+                "nat       {name}: {ratio:.2} times the cost of l2 at 1 flow; at most {TRANSLATION} {}",
+                mark(Some(*ratio <= TRANSLATION)),
             )?;
         }
         let Memory { words, records, lru_hash } = self.bytes_per_million_flows;

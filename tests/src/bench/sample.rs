@@ -76,6 +76,7 @@ pub fn run(extent: &Extent, progress: &mut dyn FnMut(&str)) -> Result<Report> {
         reference: figures(Group::Reference),
         cases: figures(Group::Case),
         growth: Vec::new(),
+        translation: Vec::new(),
         packets_per_second: live.iter().map(|series| series.figure(|rate| rate)).collect(),
         bytes_per_million_flows: Memory::of_a_million(stage.lru_memory(1 << 20)?),
         generator: figures(Group::Generator),
@@ -95,16 +96,16 @@ fn series(cases: impl IntoIterator<Item = Case>) -> Vec<Series> {
 
 /// What the cases of a group cost, without the generator.
 fn figures(all: &[Series], group: Group) -> Vec<Figure> {
-    let generator = |family| {
-        let of_family = |series: &&Series| {
-            series.case.group == Group::Generator && series.case.family == family
+    let generator = |case: &Case| {
+        let is_its = |series: &&Series| {
+            series.case.group == Group::Generator && series.case.is_generator_of(case)
         };
-        all.iter().find(of_family).map_or(f64::NAN, |series| quartiles(&series.samples)[1])
+        all.iter().find(is_its).map_or(f64::NAN, |series| quartiles(&series.samples)[1])
     };
     all.iter()
         .filter(|series| series.case.group == group)
         .map(|series| {
-            let own = generator(series.case.family);
+            let own = generator(&series.case);
             series.figure(|gross| match (group, series.case.subject) {
                 (Group::Generator, _) => gross,
                 (_, Subject::Nothing) => own - gross,

@@ -7,7 +7,7 @@ use lb_common::bench::Plan;
 
 use super::{
     balancer::{Balancer, Scene, Tally},
-    case::{Case, Flows, Road, Subject},
+    case::{Case, Flows, Road, Sender, Subject},
     frame,
     generator::{Generator, Lru, XDP_PASS, XDP_TX},
     link::Link,
@@ -23,6 +23,8 @@ pub struct Stage {
     generator: Generator,
     balancers: BTreeMap<Scene, Balancer>,
     lrus: BTreeMap<u32, Lru>,
+    /// Whose answers the generator knows.
+    answers: Option<Scene>,
     /// Where the sequence of random flows stands: none is to come again.
     random: u64,
 }
@@ -36,6 +38,7 @@ impl Stage {
             generator: Generator::load(link)?,
             balancers: BTreeMap::new(),
             lrus: BTreeMap::new(),
+            answers: None,
             random: 1,
         })
     }
@@ -121,10 +124,14 @@ impl Stage {
                     self.balancers.get_mut(&scene).context("the balancer is not there")?;
                 balancer.forward(forwarding)?;
                 generator.aim_at_program(balancer.program())?;
+                if case.sender == Sender::Backend && self.answers != Some(scene) {
+                    generator.set_answers(balancer.answers())?;
+                    self.answers = Some(scene);
+                }
                 vips = scene.services();
             }
         }
-        let plan = frame::plan(case.family, vips);
+        let plan = frame::plan(case.family, vips, case.sender);
         generator.set_plan(&match case.flows {
             Flows::Known(flows) => plan.in_disorder(flows.into()),
             Flows::Random => Plan { state: self.random, ..plan.at_random() },
