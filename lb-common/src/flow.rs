@@ -72,7 +72,7 @@ pub enum State {
     /// The client has sent a RST: kept for a moment, so that a forged RST (RFC 5961 §3) can't
     /// make a live flow forget its backend.
     Reset = 5,
-    /// Return entries only: the backend has answered the SYN, the client not yet that.
+    /// Translated flows only: the backend has answered the SYN, the client not yet that.
     Answered = 6,
     /// Translated flows only: both have sent their FINs. Its port is kept a while longer, for late
     /// segments (RFC 9293 §3.3.2, TIME-WAIT).
@@ -377,14 +377,15 @@ fn find_in_line<W: Words>(group: &W, hash: u64, first: usize) -> Option<Found> {
 ///
 /// | class | who | may be taken by |
 /// |---|---|---|
-/// | 4 | free, and all that is expired | every new flow |
-/// | 3 | embryonic, answered, reset, in time-wait | every new flow |
+/// | 5 | free, and all that is expired | every new flow |
+/// | 4 | embryonic, reset, in time-wait | every new flow |
+/// | 3 | answered | every new flow |
 /// | 2 | closing | a flow met in the middle |
 /// | 1 | young | a flow met in the middle |
 /// | 0 | old | nobody |
-const CLASS_BY_STATE: u64 = 0x3332_0134;
-const CLASS_FREE: u64 = 4;
-const CLASS_EMBRYONIC: u64 = 3;
+const CLASS_BY_STATE: u64 = 0x4342_0145;
+const CLASS_FREE: u64 = 5;
+const CLASS_ANSWERED: u64 = 3;
 const CLASS_YOUNG: u64 = 1;
 
 const SCORE_CLASS_SHIFT: u32 = 12;
@@ -471,7 +472,7 @@ pub fn insert<W: Words>(
     settings: &Settings,
 ) -> Option<usize> {
     // A flood of SYNs may only take from its own kind.
-    let lowest = if state as u8 == State::Embryonic as u8 { CLASS_EMBRYONIC } else { CLASS_YOUNG };
+    let lowest = if state as u8 == State::Embryonic as u8 { CLASS_ANSWERED } else { CLASS_YOUNG };
     let first = primary(hash);
     let mut best = best_of_line(group, first, hash, tick, settings);
     if best >> SCORE_CLASS_SHIFT < CLASS_FREE {

@@ -43,9 +43,11 @@ impl Turn {
         }
         let theirs = other.state();
         let taken = Taken::at(entry.backend()).with_word(word);
-        let is_new = matches!(entry.state(), State::Embryonic);
+        let is_new = matches!(entry.state(), State::Embryonic | State::Answered);
         let is_answered = match theirs {
-            State::Free | State::Embryonic | State::Reset => false,
+            State::Free | State::Embryonic | State::Reset => {
+                matches!(entry.state(), State::Answered)
+            }
             State::Young | State::Old | State::Closing | State::Answered | State::TimeWait => true,
         };
         let state = match kind {
@@ -58,7 +60,7 @@ impl Turn {
                     tables.count_event(entry.backend(), Event::SecondTry);
                     return Ok(Taken::at(second).to(Place::Found));
                 }
-                State::Embryonic
+                entry.state()
             }
             // Who was established is not moved by a SYN: its backend answers it.
             Kind::Syn => return Ok(taken),
@@ -139,15 +141,19 @@ impl Turn {
         }
         let taken = Taken::at(entry.backend()).with_word(word).of_return();
         let ends_both = matches!(state, State::TimeWait | State::Reset);
-        if matches!(other.state(), State::Free) {
+        match other.state() {
             // Evicted while the handshake was under way: what the client acknowledges finds it again.
-            let is_lost = !ends_both && !other.is_anothers;
-            return Ok(if is_lost { taken.to_restore() } else { taken });
+            State::Free if ends_both || other.is_anothers => Ok(taken),
+            State::Free => Ok(taken.to_restore()),
+            theirs => {
+                // Whose SYN is answered gives way to nobody's SYN that is not.
+                let is_new = matches!((state, theirs), (State::Answered, State::Embryonic));
+                if ends_both || is_new {
+                    other.replace(tables, other.found.entry.with(tick, state));
+                }
+                Ok(taken)
+            }
         }
-        if ends_both {
-            other.replace(tables, other.found.entry.with(tick, state));
-        }
-        Ok(taken)
     }
 
     /// Puts the other entry of the flow in a word into the table once more.
@@ -167,14 +173,8 @@ impl Turn {
         let entry = Entry(tables.flow_group(word / GROUP as u32)?.load(word as usize % GROUP));
         let backend = tables.backend(entry.backend())?;
         let Half { record, hash } = self.half(tables, settings, backend, word, is_return)?;
-        let lost = if is_return {
-            // Whether the client has heard of the answer is not known yet.
-            let is_new = matches!(entry.state(), State::Answered);
-            let state = if is_new { State::Embryonic } else { entry.state() };
-            Entry::new(hash, entry.backend(), 0, state)
-        } else {
-            Entry::new(hash, entry.backend(), 0, entry.state()).of_return()
-        };
+        let lost = Entry::new(hash, entry.backend(), 0, entry.state());
+        let lost = if is_return { lost } else { lost.of_return() };
         let tick = flow::tick_of(settings, self.now);
         put(tables, settings, hash, lost, tick, &record, |_| false)
     }

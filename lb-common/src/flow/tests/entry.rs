@@ -166,9 +166,8 @@ proptest! {
         } else {
             let expected = match entry.state() {
                 State::Free => CLASS_FREE,
-                State::Embryonic | State::Answered | State::Reset | State::TimeWait => {
-                    CLASS_EMBRYONIC
-                }
+                State::Embryonic | State::Reset | State::TimeWait => 4,
+                State::Answered => CLASS_ANSWERED,
                 State::Closing => 2,
                 State::Young => CLASS_YOUNG,
                 State::Old => 0,

@@ -60,6 +60,7 @@ fn draw(group: &[AtomicU64], drawing: &str) {
     for (index, (place, word)) in group.iter().zip(words).enumerate() {
         let state = match word.as_bytes()[0] {
             b'e' => State::Embryonic,
+            b'a' => State::Answered,
             b'y' => State::Young,
             b'o' => State::Old,
             b'c' => State::Closing,
@@ -86,6 +87,18 @@ fn the_least_worthy_entry_gives_way() {
             "o9 o9 y9 c1 e1 o9 o9 o9 | o9 o9 o9 o9 o9 o9 o9 o9",
             Some(4),
             Some(4),
+        ),
+        (
+            "the answered after the embryonic, however silent",
+            "o9 a9 y9 c1 e1 o9 o9 o9 | o9 o9 o9 o9 o9 o9 o9 o9",
+            Some(4),
+            Some(4),
+        ),
+        (
+            "the answered before the closing",
+            "o9 o9 y9 c1 y1 a1 o9 o9 | o9 o9 o9 o9 o9 o9 o9 o9",
+            Some(5),
+            Some(5),
         ),
         (
             "without embryonic ones a SYN is refused",
