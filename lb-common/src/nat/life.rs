@@ -3,6 +3,7 @@
 
 use super::entries::{Half, Partner, put};
 use crate::{
+    abi::{Backend, FlowRecord},
     counters::Event,
     flow::{self, Entry, Found, GROUP, Kind, State, Words},
     reason::Reason,
@@ -11,6 +12,20 @@ use crate::{
     wire::Tcp,
 };
 
+/// A flow as both its entries tell.
+struct Known<'t, G> {
+    /// Of the entry that was found.
+    word: u32,
+    /// The group of that word.
+    group: G,
+    backend: &'t Backend,
+    record: FlowRecord,
+    /// The other entry.
+    other: Partner,
+    /// The present one.
+    tick: u8,
+}
+
 impl Turn {
     /// Moves a known flow on, in either direction.
     ///
@@ -18,20 +33,38 @@ impl Turn {
     /// The reason to answer or drop the segment.
     #[inline(always)]
     pub fn follow<T: Tables>(&self, tables: &T) -> Result<Taken, Reason> {
-        if self.found.entry.is_return() { self.answered(tables) } else { self.go_on(tables) }
+        let known = self.known(tables)?;
+        if self.found.entry.is_return() {
+            self.answered(tables, known)
+        } else {
+            self.go_on(tables, known)
+        }
+    }
+
+    /// What both entries of a known flow tell, if the segment is its.
+    ///
+    /// # Errors
+    /// The reason to answer or drop it if not.
+    #[inline(always)]
+    fn known<'t, T: Tables>(&self, tables: &'t T) -> Result<Known<'t, T::Group>, Reason> {
+        let is_return = self.found.entry.is_return();
+        let none = if is_return { Reason::NatNoReturn } else { Reason::NatNoMapping };
+        let settings = tables.settings().ok_or(Reason::NotReady)?;
+        let (word, group) = self.place(tables, settings).ok_or(Reason::NotReady)?;
+        let index = self.found.entry.backend();
+        let backend = tables.backend(index).ok_or(none)?;
+        let half = self.half(tables, settings, backend, word, is_return).ok_or(none)?;
+        let Half { record, hash } = half;
+        let other = Partner::find(tables, settings, hash, !is_return, index, record);
+        let tick = flow::tick_of(settings, self.now);
+        Ok(Known { word, group, backend, record, other, tick })
     }
 
     /// The next segment of a client.
     #[inline(always)]
-    fn go_on<T: Tables>(&self, tables: &T) -> Result<Taken, Reason> {
-        let settings = tables.settings().ok_or(Reason::NotReady)?;
-        let (word, group) = self.place(tables, settings).ok_or(Reason::NotReady)?;
+    fn go_on<T: Tables>(&self, tables: &T, known: Known<'_, T::Group>) -> Result<Taken, Reason> {
+        let Known { word, group, backend, other, tick, .. } = known;
         let Found { index, entry } = self.found;
-        let tick = flow::tick_of(settings, self.now);
-        let backend = tables.backend(entry.backend()).ok_or(Reason::NatNoMapping)?;
-        let Half { record, hash } =
-            self.half(tables, settings, backend, word, false).ok_or(Reason::NatNoMapping)?;
-        let other = Partner::find(tables, settings, hash, true, entry.backend(), record);
         let kind = Kind::of(self.segment.flags);
         if other.is_anothers {
             // The port was given up, and what is sent by it would be that other flow's.
@@ -105,15 +138,9 @@ impl Turn {
 
     /// The next segment of a backend.
     #[inline(always)]
-    fn answered<T: Tables>(&self, tables: &T) -> Result<Taken, Reason> {
-        let settings = tables.settings().ok_or(Reason::NotReady)?;
-        let (word, group) = self.place(tables, settings).ok_or(Reason::NotReady)?;
+    fn answered<T: Tables>(&self, tables: &T, known: Known<'_, T::Group>) -> Result<Taken, Reason> {
+        let Known { word, group, record, other, tick, .. } = known;
         let Found { index, entry } = self.found;
-        let tick = flow::tick_of(settings, self.now);
-        let backend = tables.backend(entry.backend()).ok_or(Reason::NatNoReturn)?;
-        let Half { record, hash } =
-            self.half(tables, settings, backend, word, true).ok_or(Reason::NatNoReturn)?;
-        let other = Partner::find(tables, settings, hash, false, entry.backend(), record);
         let state = match Kind::of(self.segment.flags) {
             Kind::Rst => State::Reset,
             // What was under way when its client hung up brings nothing back.
