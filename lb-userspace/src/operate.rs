@@ -17,7 +17,7 @@ use crate::{
     config,
     control::{Peer, api},
     drain::{Admin, Moment},
-    intent::{Declared, Intent, Refusal, Take, diff},
+    intent::{Declared, Intent, Refusal, Take, diff, ends_flows, translation_stays},
     journal::Entry,
     model::{Backend, Desired, Identity, Service},
     network,
@@ -46,10 +46,10 @@ impl State {
     /// If it is not valid, or leaves too few backends; then nothing has changed.
     pub fn apply(&mut self, file: &api::ConfigFile, peer: &Peer) -> Result<api::Changed, Refusal> {
         let (next, mut warnings) = self.declared(file)?;
-        if !file.force {
-            self.intent.guard(&next, |service, backend| self.condition(service, backend))?;
-        }
         let after = next.desired();
+        if !file.force {
+            self.guard(&next, &after)?;
+        }
         warnings.extend(self.guard_ports(&after)?);
         warnings.extend(self.only_at_a_start(&after));
         Ok(self.take(next, peer, warnings))
@@ -63,10 +63,7 @@ impl State {
     pub fn begin_plan(&self, file: &api::ConfigFile) -> Result<Planning, Refusal> {
         let (next, mut warnings) = self.declared(file)?;
         let after = next.desired();
-        let guarded = self
-            .intent
-            .guard(&next, |service, backend| self.condition(service, backend))
-            .and_then(|()| self.guard_ports(&after));
+        let guarded = self.guard(&next, &after).and_then(|()| self.guard_ports(&after));
         let refused = match guarded {
             Ok(more) => {
                 warnings.extend(more);
@@ -107,6 +104,18 @@ impl State {
         let next = self.intent.declare(declared, Take::Apply, Moment::now());
         let warnings = config::warnings(&next.desired());
         Ok((next, warnings))
+    }
+
+    /// Refuses what costs the users of a service more than its operator may mean; `--force` says that
+    /// it is meant.
+    fn guard(&self, next: &Intent, after: &Desired) -> Result<(), Refusal> {
+        self.intent.guard(next, |service, backend| self.condition(service, backend))?;
+        let indices = self.indices();
+        translation_stays(&self.desired, after, |service| {
+            let of = |backend: &Backend| indices.get(&service.identity(backend));
+            let active = |index: &u16| u64::from(self.sweep.active[usize::from(*index)]);
+            service.backends.iter().filter_map(of).map(active).sum()
+        })
     }
 
     /// Refuses that NAT begins while the host's own sockets use its ports too. Where it has begun
@@ -262,12 +271,18 @@ impl State {
     }
 
     fn planned_flows(&self, after: &Desired, tables: &Tables) -> api::PlannedFlows {
-        let fates: HashMap<Identity, Fate> = after
+        let mut fates: HashMap<Identity, Fate> = after
             .services
             .iter()
             .flat_map(|service| service.backends.iter().map(move |b| (service.identity(b), b)))
             .map(|(identity, backend)| (identity, Fate::of(backend)))
             .collect();
+        for was in &self.desired.services {
+            if after.services.iter().any(|is| ends_flows(was, is)) {
+                let of = |backend| (was.identity(backend), Fate::Cut);
+                fates.extend(was.backends.iter().map(of));
+            }
+        }
         let identities: HashMap<u16, Identity> =
             self.indices().into_iter().map(|(identity, index)| (index, identity)).collect();
         let keys = self.datapath.settings().hash_keys;

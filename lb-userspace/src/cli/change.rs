@@ -161,7 +161,8 @@ pub struct NewDrain {
 /// Against the guard rails.
 #[derive(Args, Default)]
 pub struct Force {
-    /// Even if fewer backends than min_available are left to new flows
+    /// Even if fewer backends than min_available are left to new flows, or another method of forwarding
+    /// ends flows
     #[arg(long)]
     pub force: bool,
 }

@@ -3,6 +3,7 @@
 use std::time::Duration;
 
 use humantime::format_duration;
+use lb_common::forward::Forwarding;
 
 use super::Target;
 use crate::{
@@ -54,6 +55,21 @@ pub enum Refusal {
         /// How many must be.
         wanted: u16,
     },
+    /// Flows would be translated that are not, or the other way round.
+    #[error(
+        "refused: forwarding {from} -> {to} of service {service:?} would reset its {flows} flows, \
+         which {}; wait until they have ended, or use --force", translation(.to)
+    )]
+    Translation {
+        /// Which service.
+        service: String,
+        /// Its method.
+        from: &'static str,
+        /// The new one.
+        to: &'static str,
+        /// How many.
+        flows: u64,
+    },
     /// A weight that is none.
     #[error("weight {weight}: it goes from 0 to {most}")]
     Weight {
@@ -101,6 +117,11 @@ fn hint(names: &[String]) -> String {
         1..=SHOWN => format!("; there are: {shown}"),
         count => format!("; there are: {shown} and {} more", count - SHOWN),
     }
+}
+
+/// What flows lack under another method.
+fn translation(to: &str) -> &'static str {
+    if to == Forwarding::Nat.name() { "have no translation" } else { "live by their translation" }
 }
 
 fn backends(count: usize) -> &'static str {
@@ -159,6 +180,34 @@ pub(super) fn min_available(
         {
             let (service, wanted) = (service.name.clone(), service.min_available);
             return Err(Refusal::TooFew { service, left, wanted });
+        }
+    }
+    Ok(())
+}
+
+/// Whether a service's flows can't go on as it becomes another: a method that translates can't
+/// take over from one that does not, nor the other way round.
+pub fn ends_flows(was: &Service, is: &Service) -> bool {
+    was.vip == is.vip && (was.forwarding == Forwarding::Nat) != (is.forwarding == Forwarding::Nat)
+}
+
+/// Refuses to end flows by another method of forwarding; `flows` tells how many a service has.
+///
+/// # Errors
+/// If a service that has some would be translated, or no longer.
+pub fn translation_stays(
+    before: &Desired,
+    after: &Desired,
+    flows: impl Fn(&Service) -> u64,
+) -> Result<(), Refusal> {
+    for was in &before.services {
+        let ends = after.services.iter().find(|is| ends_flows(was, is));
+        if let Some(is) = ends
+            && let flows = flows(was)
+            && flows > 0
+        {
+            let (from, to) = (was.forwarding.name(), is.forwarding.name());
+            return Err(Refusal::Translation { service: was.name.clone(), from, to, flows });
         }
     }
     Ok(())

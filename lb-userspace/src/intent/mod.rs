@@ -17,7 +17,7 @@ use std::collections::{BTreeMap, BTreeSet, HashSet};
 pub use self::{
     change::{Change, Target, Transaction},
     diff::diff,
-    guard::Refusal,
+    guard::{Refusal, ends_flows, translation_stays},
 };
 use crate::{
     config,

@@ -1,5 +1,7 @@
 use std::time::Duration;
 
+use lb_common::forward::Forwarding;
+
 use super::*;
 use crate::{
     choice::Condition,
@@ -451,4 +453,31 @@ mod kept_on_disk {
         again.counted(count(1, 1), at(0).after(Duration::from_secs(60)));
         assert_eq!(picture(&again)[2], "web/host-1 drained");
     }
+}
+
+#[test]
+fn flows_are_not_ended_by_another_method_unless_that_is_meant() {
+    let before = intent().desired();
+    let service = before.services[0].clone();
+    let with = |forwarding| {
+        let mut after = before.clone();
+        after.services[0].forwarding = forwarding;
+        after
+    };
+    let tell = |before: &Desired, after: &Desired, flows| {
+        translation_stays(before, after, |of| if of.name == service.name { flows } else { 9 })
+    };
+    let [l2, ipip, nat] = [Forwarding::L2, Forwarding::Ipip, Forwarding::Nat].map(with);
+    for (before, after) in [(&l2, &nat), (&ipip, &nat), (&nat, &l2), (&nat, &ipip)] {
+        let refused = tell(before, after, 3).expect_err("there are flows");
+        assert!(matches!(&refused, Refusal::Translation { flows: 3, .. }), "{refused}");
+        assert_eq!(tell(before, after, 0), Ok(()));
+    }
+    for (before, after) in [(&l2, &ipip), (&ipip, &l2), (&nat, &nat)] {
+        assert_eq!(tell(before, after, 3), Ok(()));
+    }
+    let text = tell(&l2, &nat, 3).expect_err("as above").to_string();
+    let expected =
+        "l2 -> nat of service \"api\" would reset its 3 flows, which have no translation";
+    assert!(text.contains(expected), "{text}");
 }

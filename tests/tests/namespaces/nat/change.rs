@@ -2,6 +2,7 @@
 //! breaks but those that are to be cut, and these are told on both sides.
 
 use std::{
+    fs,
     io::{ErrorKind, Read, Write},
     net::{Ipv6Addr, Shutdown, TcpListener, TcpStream},
     thread,
@@ -11,7 +12,7 @@ use std::{
 use serde_json::Value;
 use sluice_tests::lab::{
     DEADLINE, Family, Lab, Load, LoadPlan, Plan, Sluice, StreamPlan, StreamServer, Streams, builds,
-    dataplane, is_privileged, until,
+    dataplane, is_privileged, service, until,
 };
 
 use super::{TALK, TALK_VIP, UNCHECKED, WEB, nat};
@@ -167,9 +168,17 @@ struct Pair {
 
 impl Pair {
     fn new(lab: &Lab, listener: Option<TcpListener>) -> Self {
+        Self::connect(lab, TALK_VIP, listener)
+    }
+
+    fn at(lab: &Lab, vip: &str) -> Self {
+        Self::connect(lab, vip, None)
+    }
+
+    fn connect(lab: &Lab, vip: &str, listener: Option<TcpListener>) -> Self {
         let bind = || TcpListener::bind((Ipv6Addr::UNSPECIFIED, TALK)).unwrap();
         let listener = listener.unwrap_or_else(|| lab.backends()[0].enter(bind));
-        let client = lab.client().enter(|| TcpStream::connect(address(TALK_VIP)).unwrap());
+        let client = lab.client().enter(|| TcpStream::connect(address(vip)).unwrap());
         let (server, _) = listener.accept().unwrap();
         for stream in [&client, &server] {
             stream.set_read_timeout(Some(DEADLINE)).unwrap();
@@ -208,6 +217,41 @@ fn talk(lines: &str) -> (Lab, Sluice) {
     let config = dataplane(&["eth0"]) + &nat(&lab, "talk", (TALK_VIP, TALK), &lines);
     let sluice = lab.balancer().run_sluice(&config).unwrap();
     (lab, sluice)
+}
+
+#[test]
+fn a_method_that_would_end_connections_is_taken_up_only_by_force() {
+    if !is_privileged() {
+        return;
+    }
+    let vip = format!("203.0.113.10:{TALK}");
+    let lab = Lab::start(Plan { backends: 1, ..Plan::default() }).unwrap();
+    let config = |forwarding| {
+        dataplane(&["eth0"])
+            + &service("talk", address(&vip), forwarding, lab.backends(), Family::V4)
+    };
+    lab.backends()[0].own_vip_quietly(address(&vip).ip()).unwrap();
+    let sluice = lab.balancer().run_sluice(&config("nat")).unwrap();
+    let mut pair = Pair::at(&lab, &vip);
+    let file = lab.directory().join("l2.toml").display().to_string();
+    fs::write(&file, config("l2")).unwrap();
+
+    super::until_ports_used(&sluice, 1);
+    let plan = sluice.json(&["plan", &file]).unwrap();
+    assert_eq!(plan["flows"]["flows_cut"], 1, "{plan}");
+    let why = "forwarding nat -> l2 of service \"talk\" would reset its 1 flows";
+    assert!(plan["refused"].as_str().unwrap().contains(why), "{plan}");
+    let refused = sluice.cli(&["apply", &file]).unwrap();
+    let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(1), "{complaint}");
+    assert!(complaint.contains(why), "{complaint}");
+    pair.talk();
+
+    sluice.cli_ok(&["apply", &file, "--force"]).unwrap();
+    // The backend knows nobody of the client's own address.
+    let _ = pair.client.write_all(b"word");
+    let told = pair.client.read(&mut [0; 4]).map_err(|error| error.kind());
+    assert_eq!(told, Err(ErrorKind::ConnectionReset));
 }
 
 #[test]
