@@ -179,7 +179,7 @@ pub(crate) fn may_be_vip<T: Tables>(tables: &T, address: Address) -> bool {
 /// Whether the filter lets a packet through: by its destination, or, where backends answer clients
 /// by their own addresses through us, by its source.
 #[inline(always)]
-pub(crate) fn may_be_ours<T: Tables>(tables: &T, source: Address, destination: Address) -> bool {
+pub fn may_be_ours<T: Tables>(tables: &T, source: Address, destination: Address) -> bool {
     may_be_vip(tables, destination) || tables.filters_sources() && may_be_vip(tables, source)
 }
 

@@ -4,7 +4,7 @@
 //! time, `drain` and `choice` say what follows from that; `network` finds the backends' next
 //! hops; `health` judges the backends; `reconcile` plans and writes what differs into the maps of
 //! `datapath`; `observe` tells what is and `operate` changes it, over `control` and `http`, for
-//! the `cli`; `recorder` keeps the last hour; `watchdog` sees whether the services are forwarded.
+//! the `cli`; `explain` asks the live tables what becomes of one segment; `recorder` keeps the last hour; `watchdog` sees whether the services are forwarded.
 //! `daemon` wires them together.
 
 pub mod agent;
@@ -17,6 +17,7 @@ pub mod daemon;
 pub mod datapath;
 pub mod doctor;
 pub mod drain;
+pub mod explain;
 pub mod health;
 pub mod http;
 pub mod instance;

@@ -2,7 +2,7 @@
 //!
 //! People read text and scripts read `--json`; both come from the same structs. Everything is
 //! asked over the control socket, but for `run`, `check` and what works without a daemon:
-//! `direct`, `upgrade` and `agent`.
+//! `direct`, `explain`, `upgrade` and `agent`.
 
 mod agent;
 mod change;
@@ -12,6 +12,7 @@ mod direct;
 mod doctor;
 mod drain;
 mod events;
+mod explain;
 mod figures;
 mod flows;
 mod log;
@@ -157,6 +158,17 @@ enum Command {
                             sluice flows --count"
     )]
     Flows(flows::Arguments),
+    /// What becomes of a client's packet, step by step, and why?
+    ///
+    /// The code that the kernel program is made of decides on the live maps: filter, flow, service,
+    /// slot, backend, next hop, headers, verdict. Nothing is sent, and no flow or count is left
+    /// behind. Without --syn or --ack it is a SYN if the flow is not known, and an ACK if it is.
+    /// Needs root, and no daemon; names and health come from the daemon where one runs.
+    #[command(
+        after_help = "Examples: sluice explain 198.51.100.7:40001 203.0.113.10:80\n          \
+                            sluice explain '[2001:db8:7::1]:40001' '[2001:db8::10]:443' --ack"
+    )]
+    Explain(explain::Arguments),
     /// What is wrong, here and on the way to each backend, and what to do about it?
     ///
     /// Looks at interfaces, routes, neighbours, MTUs and addresses of this host, and compares a
@@ -351,6 +363,7 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Service(command) => return about_service(&client, command).await,
         Command::Backend(command) => return about_backend(&client, command).await,
         Command::Flows(arguments) => flows::execute(&client, &arguments).await?,
+        Command::Explain(arguments) => explain::execute(&client, &instance, &arguments).await?,
         Command::Reasons { all, output } => {
             output.print(&client.reasons().await?, |reasons, palette| {
                 render::reasons(reasons, all, palette)

@@ -17,7 +17,7 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, Egress, EventsChunk, FlowRecord, ProbeLine, ReasonCounts, Service,
+        self, Backend, Egress, EventsChunk, FlowRecord, NatHop, ProbeLine, ReasonCounts, Service,
         ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, map,
     },
     address::Address,
@@ -61,6 +61,7 @@ pub struct Maps {
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
     nat_addresses: Table<Address>,
     nat_ends: HashMap<MapData, Raw<ServiceKey>, u32>,
+    nat_hops: Table<NatHop>,
 }
 
 impl Maps {
@@ -104,6 +105,7 @@ impl Maps {
             probe_sources: open!(map::PROBE_SOURCES),
             nat_addresses: open!(map::NAT_ADDRESSES),
             nat_ends: open!(map::NAT_ENDS),
+            nat_hops: open!(map::NAT_HOPS),
         })
     }
 
@@ -191,6 +193,11 @@ impl Maps {
     /// Takes one away.
     pub fn remove_nat_end(&mut self, end: SocketAddr) -> Result<()> {
         self.nat_ends.remove(&Raw(nat_end(end))).context("delete from NAT_ENDS")
+    }
+
+    /// Where the packets of the return entry in this word of the flow table go.
+    pub fn nat_hop(&self, word: u32) -> Result<NatHop> {
+        Ok(self.nat_hops.get(&word, 0).context("read NAT_HOPS")?.0)
     }
 
     /// The probes under way, by source port; what another daemon has left is forgotten.

@@ -17,6 +17,7 @@ mod memory;
 mod pins;
 mod prober;
 mod probes;
+mod reading;
 pub(crate) mod run;
 pub(crate) mod segment;
 pub mod upgrade;
@@ -39,6 +40,7 @@ pub use self::{
     pins::Pins,
     prober::{Held, ProberParts, ProberProgram},
     probes::Probes,
+    reading::Reading,
 };
 use crate::{
     instance::Instance,
