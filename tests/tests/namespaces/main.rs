@@ -10,6 +10,7 @@ mod doctor;
 mod drain;
 mod drift;
 mod events;
+mod explain;
 mod faults;
 mod flood;
 mod forwarding;
