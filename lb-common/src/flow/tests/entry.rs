@@ -3,6 +3,7 @@
 use proptest::prelude::*;
 
 use super::*;
+use crate::wire::Tcp;
 
 /// Every state, kind of segment and length of silence: to which state the flow goes, at the
 /// present tick; "same": the entry stays as it is, its tick too; "new": choose anew.
