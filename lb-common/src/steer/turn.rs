@@ -144,7 +144,7 @@ pub(crate) enum Place {
 }
 
 /// The steps of a turn, one [`Turn`] for all. In the kernel program each is a function of its own,
-/// as in [`Stages`].
+/// as in [`Stages`](super::Stages).
 pub trait Steps {
     /// See [`Turn::take`].
     ///
