@@ -150,6 +150,7 @@ mod tests {
                 mtu,
                 source: [10, 0, 0, 1].into(),
                 gateway: None,
+                is_given: false,
             })
         };
         let says = |service: &Service, mtu, client_mtu| {

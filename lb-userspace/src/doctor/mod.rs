@@ -178,7 +178,8 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
             );
             let seen = status.service(&service.name).and_then(|s| s.backend(&backend.name)).ok();
             let seen = seen.and_then(|backend| backend.last_probe.as_ref());
-            findings.extend(illness(about.clone(), service, backend, seen, direct));
+            let given = hop.and_then(|hop| hop.as_ref().ok()?.given_mac(backend.address));
+            findings.extend(illness(about.clone(), service, backend, seen, direct, given));
         }
         if findings.len() == before {
             findings.push(Finding::well(about, "it can be reached, and answers"));
@@ -187,13 +188,15 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
     Ok(findings)
 }
 
-/// What is wrong with a backend that can be reached.
+/// What is wrong with a backend that can be reached. `given_mac` is what to do if the MAC that
+/// somebody has set for it is another's.
 fn illness(
     about: String,
     service: &Service,
     backend: &Backend,
     seen: Option<&api::LastProbe>,
     direct: Met,
+    given_mac: Option<String>,
 ) -> Option<Finding> {
     let (vip, own) = service.identity(backend);
     let by_vip = seen.filter(|probe| probe.via == Via::Vip.name()).map(|probe| probe.met);
@@ -208,7 +211,8 @@ fn illness(
     if let Some(error) = error {
         says = format!("{says}; its last probe: {error}");
     }
-    let mend = cause.mend(service.forwarding, vip, own).unwrap_or_default();
+    let given_mac = given_mac.filter(|_| cause == Cause::HostDown);
+    let mend = given_mac.or_else(|| cause.mend(service.forwarding, vip, own)).unwrap_or_default();
     if seen.is_none() && cause != Cause::NoWay {
         // Its service may listen on the VIP alone, a firewall protect its own address.
         says = format!("{says}; by way of {vip} it is not probed, so that may be well");
@@ -280,7 +284,8 @@ mod tests {
                 seconds: 1.0,
             });
             let backend = &service.backends[0];
-            illness("backend web/web-1".to_owned(), &service, backend, seen.as_ref(), direct)
+            let given = Some("`ip neigh del`".to_owned());
+            illness("backend web/web-1".to_owned(), &service, backend, seen.as_ref(), direct, given)
         };
         let finding = ill(Some((Via::Vip, Met::Silence)), Met::Well).expect("no VIP there");
         assert_eq!(finding.severity, Severity::Wrong);
@@ -295,6 +300,8 @@ mod tests {
         assert_eq!(ill(Some((Via::Backend, Met::Well)), Met::Well), None);
         let finding = ill(Some((Via::Backend, Met::Ill)), Met::Well).expect("the daemon saw it");
         assert_eq!(finding.severity, Severity::Wrong);
+        let finding = ill(Some((Via::Vip, Met::Silence)), Met::Silence).expect("nothing comes");
+        assert_eq!(finding.mend.as_deref(), Some("`ip neigh del`"), "its MAC was set by hand");
         // Nobody has tried the VIP.
         assert_eq!(ill(None, Met::Well), None);
         let finding = ill(None, Met::Refused).expect("its own address refuses");

@@ -93,6 +93,7 @@ mod tests {
             mtu: 1500,
             source: [10, 0, 0, 1].into(),
             gateway: None,
+            is_given: false,
         };
         let nat = nat(ClientAddress::default());
         let found =

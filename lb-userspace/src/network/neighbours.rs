@@ -62,6 +62,8 @@ pub(super) type Key = (u32, IpAddr);
 pub(super) enum Neighbour {
     /// Its MAC.
     Known(Mac),
+    /// The MAC that an operator or another program has set for it; nobody asks whether it is right.
+    Given(Mac),
     /// It has not answered yet.
     Asked,
     /// It does not answer.
@@ -77,6 +79,8 @@ struct Sighting {
     mac: Option<Mac>,
     /// Not ours to touch.
     foreign: bool,
+    /// Not the neighbour's own answer.
+    given: bool,
 }
 
 impl Sighting {
@@ -88,12 +92,9 @@ impl Sighting {
             return None;
         }
         let mut address = None;
-        let mut sighting = Self {
-            state: header.state,
-            mac: None,
-            foreign: header.flags.contains(NeighbourFlags::ExtLearned)
-                || matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp),
-        };
+        let given = header.flags.contains(NeighbourFlags::ExtLearned)
+            || matches!(header.state, NeighbourState::Permanent | NeighbourState::Noarp);
+        let mut sighting = Self { state: header.state, mac: None, foreign: given, given };
         for attribute in &message.attributes {
             match attribute {
                 NeighbourAttribute::Destination(NeighbourAddress::Inet(v4)) => {
@@ -125,6 +126,8 @@ struct Entry {
     in_kernel: bool,
     /// Somebody else keeps it.
     foreign: bool,
+    /// Somebody else has set its MAC.
+    given: bool,
     /// When the kernel was last asked.
     asked_at: Option<Instant>,
     /// It refused for lack of room.
@@ -145,7 +148,8 @@ enum Urgency {
 impl Entry {
     fn learn(self, seen: Sighting, now: Instant) -> Self {
         use NeighbourState as State;
-        let entry = Self { in_kernel: true, foreign: seen.foreign, no_room: false, ..self };
+        let Sighting { foreign, given, .. } = seen;
+        let entry = Self { in_kernel: true, foreign, given, no_room: false, ..self };
         match seen.state {
             State::Reachable
             | State::Stale
@@ -164,6 +168,7 @@ impl Entry {
 
     fn neighbour(&self, now: Instant) -> Neighbour {
         match (self.mac, self.failed_at) {
+            (Some(mac), None) if self.given && self.in_kernel => Neighbour::Given(mac),
             (Some(mac), None) => Neighbour::Known(mac),
             (Some(mac), Some(at)) if now < at + GRACE => Neighbour::Known(mac),
             _ if self.no_room => Neighbour::NoRoom,

@@ -27,6 +27,24 @@ pub struct NextHop {
     pub source: IpAddr,
     /// The gateway, if there is one; of the other family if the route says so (RFC 5549).
     pub gateway: Option<IpAddr>,
+    /// The MAC was set by an operator or another program: nobody has asked whose it is.
+    pub is_given: bool,
+}
+
+impl NextHop {
+    /// What to do if the MAC is another's, where it was set by somebody: the kernel does not ask
+    /// then. `address` is the backend's.
+    pub fn given_mac(&self, address: IpAddr) -> Option<String> {
+        let next = self.gateway.unwrap_or(address);
+        let Self { interface_name, destination_mac, .. } = self;
+        let mac = destination_mac.map(|byte| format!("{byte:02x}")).join(":");
+        self.is_given.then(|| {
+            format!(
+                "its MAC {mac} was set by hand (`ip neigh show {next}`): if that is not {next}'s, \
+                 `ip neigh del {next} dev {interface_name}` lets the kernel ask for it"
+            )
+        })
+    }
 }
 
 /// Why frames for a backend can't leave this host, and what to do about it.
@@ -225,7 +243,7 @@ impl<'a> Egress<'a> {
             Err(Unresolved::Neighbour { address, next, interface, failed })
         };
         let destination_mac = match neighbour {
-            Neighbour::Known(mac) => mac,
+            Neighbour::Known(mac) | Neighbour::Given(mac) => mac,
             Neighbour::Asked => return silent(false),
             Neighbour::Silent => return silent(true),
             Neighbour::NoRoom => return Err(Unresolved::NeighbourTableFull { address, next }),
@@ -239,6 +257,7 @@ impl<'a> Egress<'a> {
             mtu: u16::try_from(mtu).unwrap_or(u16::MAX),
             source: self.source,
             gateway: self.route.gateway,
+            is_given: matches!(neighbour, Neighbour::Given(_)),
         })
     }
 }
@@ -281,6 +300,7 @@ mod tests {
             mtu: 1500,
             source: ip("192.0.2.1"),
             gateway: None,
+            is_given: false,
         }
     }
 
@@ -328,6 +348,23 @@ mod tests {
                 "{case}"
             );
         }
+    }
+
+    #[test]
+    fn a_mac_that_somebody_has_set_is_told_with_the_way_to_be_rid_of_it() {
+        let address = ip("192.0.2.11");
+        let of = |route: &Route, neighbour| {
+            let hop = decide(address, route, Some(&link()), neighbour).expect("resolved");
+            assert_eq!(hop.destination_mac, THEIRS);
+            hop.given_mac(address)
+        };
+        assert_eq!(of(&route(), Neighbour::Known(THEIRS)), None);
+        let says = of(&route(), Neighbour::Given(THEIRS)).expect("it was set");
+        assert!(says.contains("02:00:00:00:00:02 was set by hand"), "{says}");
+        assert!(says.contains("`ip neigh del 192.0.2.11 dev eth1`"), "{says}");
+        let via = Route { gateway: Some(ip("192.0.2.254")), ..route() };
+        let says = of(&via, Neighbour::Given(THEIRS)).expect("its gateway's was set");
+        assert!(says.contains("`ip neigh del 192.0.2.254 dev eth1`"), "{says}");
     }
 
     #[test]

@@ -149,6 +149,7 @@ mod tests {
             mtu: 1500,
             source: ip(source),
             gateway: None,
+            is_given: false,
         }
     }
 

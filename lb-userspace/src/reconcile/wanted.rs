@@ -172,6 +172,7 @@ mod tests {
             mtu: 1500,
             source,
             gateway: None,
+            is_given: false,
         }
     }
 

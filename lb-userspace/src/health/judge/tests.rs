@@ -67,6 +67,7 @@ impl Scene {
             mtu: 1500,
             source: [10, 0, 0, 1].into(),
             gateway: None,
+            is_given: false,
         };
         let mut next_hops = (*self.next_hops).clone();
         next_hops.insert(address, unresolved.map_or(Ok(hop), Err));

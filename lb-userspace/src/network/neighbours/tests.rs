@@ -60,8 +60,9 @@ fn a_mac_stays_in_use_until_its_owner_is_silent() {
         ("being asked", vec![Asked, Seen(S::Incomplete, None)], Neighbour::Asked),
         ("reachable", vec![reachable()], known),
         ("stale", vec![Seen(S::Stale, Some(MAC))], known),
-        ("permanent", vec![Seen(S::Permanent, Some(MAC))], known),
-        ("without ARP", vec![Seen(S::Noarp, Some(MAC))], known),
+        ("permanent", vec![Seen(S::Permanent, Some(MAC))], Neighbour::Given(MAC)),
+        ("without ARP", vec![Seen(S::Noarp, Some(MAC))], Neighbour::Given(MAC)),
+        ("permanent no more", vec![Seen(S::Permanent, Some(MAC)), Gone], known),
         ("probed", vec![reachable(), Seen(S::Probe, Some(MAC))], known),
         ("moved", vec![Seen(S::Reachable, Some(OTHER)), reachable()], known),
         ("flushed", vec![reachable(), Gone], known),
@@ -138,17 +139,19 @@ fn what_others_keep_is_not_touched() {
     managed.attributes.push(NeighbourAttribute::ExtFlags(NeighbourExtFlags::Managed));
     let mut learned = message(NeighbourState::Stale, Some(MAC));
     learned.header.flags = NeighbourFlags::ExtLearned;
+    let (given, known) = (Neighbour::Given(MAC), Neighbour::Known(MAC));
     let cases = [
-        message(NeighbourState::Permanent, Some(MAC)),
-        message(NeighbourState::Noarp, Some(MAC)),
-        managed,
-        learned,
+        (message(NeighbourState::Permanent, Some(MAC)), given),
+        (message(NeighbourState::Noarp, Some(MAC)), given),
+        // The kernel asks for it.
+        (managed, known),
+        (learned, given),
     ];
     let (wanted, now) = (HashSet::from([KEY]), Instant::now());
-    for case in cases {
+    for (case, expected) in cases {
         let mut neighbours = Neighbours::default();
         neighbours.learn(&case, now);
-        assert_eq!(neighbours.find(&KEY, now), Neighbour::Known(MAC), "{case:?}");
+        assert_eq!(neighbours.find(&KEY, now), expected, "{case:?}");
         assert_eq!(neighbours.due(&wanted, now + seconds(1e6)), [], "{case:?}");
         // The operator deletes it: now it is ours to find, and the MAC serves meanwhile.
         neighbours.forget(&case);
