@@ -17,12 +17,20 @@ use crate::{
 
 /// Share of the flow table that is more than it is made for.
 const CROWDED: f64 = 0.75;
+/// Share of the flow table that SYNs without more are a flood from: where clients are answered, one
+/// is embryonic for a round trip.
+const FLOODED: f64 = 0.125;
 
 /// What is asked of an instance before it is called well.
 pub(super) struct Facts<'f> {
     pub interfaces: Vec<Front<'f>>,
     pub pools: Vec<Pool<'f>>,
     pub flows_used: u32,
+    /// Flows of which nothing but a SYN was seen; of those that are translated, their two entries
+    /// count as one.
+    pub flows_embryonic: u32,
+    /// All flows, counted so.
+    pub flows: u32,
     pub flow_capacity: u32,
     /// What went wrong in the daemon itself.
     pub own: Vec<Trouble>,
@@ -66,29 +74,52 @@ pub(super) struct Member<'f> {
     pub is_outlier: bool,
     /// Ports of this host that its flows take; `None`: they take none.
     pub nat_ports: Option<NatPorts>,
+    /// What to do if the MAC that somebody has set for it is another's; `None`: nobody has.
+    pub given_mac: Option<String>,
 }
 
 /// All that is wrong, the worst first; `since` only where what was seen tells it.
 pub(super) fn troubles(facts: Facts<'_>) -> Vec<Trouble> {
+    let table = of_flow_table(&facts);
     let mut troubles: Vec<Trouble> = facts.interfaces.iter().flat_map(of_interface).collect();
     troubles.extend(facts.own);
-    troubles.extend(facts.pools.iter().flat_map(of_pool));
-    let (used, capacity) = (f64::from(facts.flows_used), f64::from(facts.flow_capacity));
-    if used > capacity * CROWDED {
-        let share = used / capacity * 100.0;
-        troubles.push(of_instance(
-            Severity::Fault,
-            TroubleKind::FlowTable,
-            format!(
-                "the flow table is {share:.0} % full; flows that find no place break if backends \
-                 change meanwhile"
-            ),
-            Some("raise flow_capacity; `sluice flows` shows whose they are".to_owned()),
-        ));
-    }
+    // Before the backends, who may look ill for it.
+    let doubt = table.as_ref().map(|trouble| trouble.kind);
+    troubles.extend(table);
+    troubles.extend(facts.pools.iter().flat_map(|pool| of_pool(pool, doubt)));
     // Stable: what was found first stays first among its like.
     troubles.sort_by_key(|trouble| trouble.severity);
     troubles
+}
+
+/// Whether it fills up, and with what.
+fn of_flow_table(facts: &Facts<'_>) -> Option<Trouble> {
+    let Facts { flows_used, flows_embryonic, flows, flow_capacity, .. } = *facts;
+    let [used, embryonic, capacity] = [flows_used, flows_embryonic, flow_capacity].map(f64::from);
+    let share = format!("the flow table is {:.0} % full", used / capacity * 100.0);
+    let (kind, says, mend) = if embryonic > capacity * FLOODED && embryonic > f64::from(flows) / 2.0
+    {
+        (
+            TroubleKind::Flood,
+            format!(
+                "{flows_embryonic} of {flows} flows are SYNs that nobody has followed up, a flood or \
+                 clients who get no answer; {share}, and established flows keep their places"
+            ),
+            "`sluice flows --count --state embryonic` shows at whom they aim, \
+             `sluice flows --state embryonic --limit 20` from where: have those sources filtered \
+             before this host",
+        )
+    } else if used > capacity * CROWDED {
+        (
+            TroubleKind::FlowTable,
+            format!("{share}; flows that find no place break if backends change meanwhile"),
+            "`sluice flows --count` shows whose they are: have abuse filtered, shorten the service's \
+             idle_timeout, or start anew (`sluice detach`) with a larger flow_capacity",
+        )
+    } else {
+        return None;
+    };
+    Some(of_instance(Severity::Fault, kind, says, Some(mend.to_owned())))
 }
 
 /// About the instance itself.
@@ -128,7 +159,8 @@ fn of_interface(front: &Front<'_>) -> Vec<Trouble> {
     troubles
 }
 
-fn of_pool(pool: &Pool<'_>) -> Vec<Trouble> {
+/// `doubt` is what is wrong with the flow table, if anything: backends may look ill for it.
+fn of_pool(pool: &Pool<'_>, doubt: Option<TroubleKind>) -> Vec<Trouble> {
     let service = pool.service;
     let about = |severity, kind, says: String, mend: Option<String>| Trouble {
         severity,
@@ -178,7 +210,7 @@ fn of_pool(pool: &Pool<'_>) -> Vec<Trouble> {
         )),
     }
     for (backend, member) in service.backends.iter().zip(&pool.members) {
-        troubles.extend(of_backend(service, backend, member));
+        troubles.extend(of_backend(service, backend, member, doubt));
         troubles.extend(of_ports(service, backend, member));
     }
     troubles
@@ -202,7 +234,12 @@ fn mend_of_pool(service: &Service) -> String {
     }
 }
 
-fn of_backend(service: &Service, backend: &Backend, member: &Member<'_>) -> Option<Trouble> {
+fn of_backend(
+    service: &Service,
+    backend: &Backend,
+    member: &Member<'_>,
+    doubt: Option<TroubleKind>,
+) -> Option<Trouble> {
     if backend.leaving {
         return None;
     }
@@ -233,7 +270,9 @@ fn of_backend(service: &Service, backend: &Backend, member: &Member<'_>) -> Opti
     }
     if let Some(ill) = ill {
         let since = member.seen.filter(|seen| seen.state == ill.health).map(|seen| seen.since);
-        let mend = mend_of_backend(service, backend, ill, member.seen);
+        // Frames to another's MAC meet the same silence as those to a host that is down.
+        let given = member.given_mac.clone().filter(|_| ill.health == State::Unreachable);
+        let mend = given.unwrap_or_else(|| mend_of_backend(service, backend, ill, member.seen));
         let says = illness(ill);
         return Some(about(Severity::Fault, TroubleKind::BackendDown, says, Some(mend), since));
     }
@@ -246,8 +285,15 @@ fn of_backend(service: &Service, backend: &Backend, member: &Member<'_>) -> Opti
         (false, true) => "completes far fewer handshakes than its pool",
         (false, false) => return None,
     };
+    let first = match doubt {
+        Some(TroubleKind::Flood) => "forged SYNs look the same, so end the flood first; then ",
+        Some(_) => {
+            "handshakes of flows without a place are not seen, so mend the flow table first; then "
+        }
+        None => "",
+    };
     let mend = format!(
-        "look at its firewall, its backlog and its load; `sluice backend drain {} {}` keeps new \
+        "{first}look at its firewall, its backlog and its load; `sluice backend drain {} {}` keeps new \
          connections away",
         service.name, backend.name
     );

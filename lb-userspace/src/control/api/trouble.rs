@@ -61,6 +61,8 @@ pub enum TroubleKind {
     TakenOut,
     /// The flow table has little room.
     FlowTable,
+    /// Far more connections are begun than followed up.
+    Flood,
     /// Few ports of this host are left for connections to a backend.
     NatPorts,
     /// Something can't be kept on disk.

@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::flow;
+
 use super::{Facts, Front, Member, Pool, of_instance, troubles};
 use crate::{
     choice::choose,
@@ -40,10 +42,16 @@ impl State {
             fault: interface.found.as_ref().and_then(Interface::fault),
         });
         let ports = self.nat_ports_used();
+        let of_state = |state| {
+            let place = flow::State::ALL.iter().position(|listed| *listed == state);
+            place.map_or(0, |place| self.sweep.by_state[place])
+        };
         troubles(Facts {
             interfaces: interfaces.collect(),
             pools: self.desired.services.iter().map(|s| self.pool(s, seen, &ports)).collect(),
             flows_used: self.sweep.used(),
+            flows_embryonic: of_state(flow::State::Embryonic),
+            flows: self.sweep.by_state.iter().sum(),
             flow_capacity: self.datapath.flow_capacity(),
             own: self.own_troubles(unread),
         })
@@ -87,6 +95,10 @@ impl State {
                 is_outlier: self.stands_out(&identity),
                 nat_ports: self
                     .nat_ports_for(service, ports.get(&identity).copied().unwrap_or_default()),
+                given_mac: self
+                    .next_hops
+                    .get(&backend.address)
+                    .and_then(|hop| hop.as_ref().ok()?.given_mac(backend.address)),
             }
         });
         Pool {

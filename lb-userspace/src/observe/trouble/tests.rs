@@ -33,12 +33,15 @@ fn seen(state: State, failure: Failure) -> Seen {
 
 fn member<'f>(standing: &'f Standing, seen: Option<&'f Seen>) -> Member<'f> {
     let [is_suspect, is_outlier] = [false; 2];
-    Member { standing: Some(standing), seen, is_suspect, is_outlier, nat_ports: None }
+    let (nat_ports, given_mac) = (None, None);
+    Member { standing: Some(standing), seen, is_suspect, is_outlier, nat_ports, given_mac }
 }
 
 fn facts<'f>(pools: Vec<Pool<'f>>) -> Facts<'f> {
     let front = Front { name: "eth0", is_attached: true, fault: None };
-    Facts { interfaces: vec![front], pools, flows_used: 0, flow_capacity: 1024, own: vec![] }
+    let [flows_used, flows_embryonic, flows] = [0; 3];
+    let (interfaces, own, flow_capacity) = (vec![front], vec![], 1024);
+    Facts { interfaces, pools, flows_used, flows_embryonic, flows, flow_capacity, own }
 }
 
 /// Severity, about, says, mend.
@@ -100,8 +103,10 @@ fn a_service_that_refuses_everybody_comes_first_and_says_who_could_serve() {
             "mend the backends below, or `sluice backend enable web web-1`"
         )
     );
+    assert_eq!((told[1].0, told[1].1), (Severity::Fault, "instance"));
+    assert!(told[1].2.starts_with("the flow table is 98 % full"), "{told:?}");
     assert_eq!(
-        told[1],
+        told[2],
         (
             Severity::Fault,
             "backend web/web-2",
@@ -109,8 +114,6 @@ fn a_service_that_refuses_everybody_comes_first_and_says_who_could_serve() {
             "look at the log of its service on 10.0.0.12:80"
         )
     );
-    assert_eq!((told[2].0, told[2].1), (Severity::Fault, "instance"));
-    assert!(told[2].2.starts_with("the flow table is 98 % full"), "{told:?}");
     assert_eq!((told[3].0, told[3].1), (Severity::Notice, "backend web/web-1"));
     assert!(told[3].2.starts_with("is drain"), "{told:?}");
     assert!(told[3].2.ends_with(", and is unhealthy: GET /: status 503, expected 200"));
@@ -216,4 +219,66 @@ fn ports_that_run_short_are_told_before_they_run_out() {
     assert_eq!(told_of(800, false), "");
     assert!(told_of(801, false).starts_with("801 of 1000 nat_ports towards it are taken"));
     assert_eq!(told_of(801, true), "");
+}
+
+#[test]
+fn a_flood_of_syns_is_told_from_a_table_that_is_too_small() {
+    let told = |flows_used, flows_embryonic, flows| {
+        let facts = Facts { flows_used, flows_embryonic, flows, ..facts(Vec::new()) };
+        let troubles = troubles(facts);
+        assert!(troubles.len() < 2, "{troubles:?}");
+        let trouble = troubles.into_iter().next()?;
+        assert_eq!(trouble.severity, Severity::Fault);
+        assert!(trouble.mend.expect("a mend").contains("`sluice flows --count"));
+        Some((trouble.kind, trouble.says))
+    };
+    assert_eq!(told(768, 100, 768), None);
+    let (kind, says) = told(800, 100, 800).expect("crowded");
+    assert_eq!(kind, TroubleKind::FlowTable);
+    assert!(says.starts_with("the flow table is 78 % full; flows that find no place"), "{says}");
+    assert_eq!(told(300, 128, 200), None, "what a table this size is made for");
+    assert_eq!(told(300, 149, 300), None, "most are answered");
+    let (kind, says) = told(300, 151, 300).expect("flooded");
+    assert_eq!(kind, TroubleKind::Flood);
+    assert!(says.starts_with("151 of 300 flows are SYNs that nobody has followed up"), "{says}");
+    let service = sample::service("web", 1);
+    let well = standing(State::Healthy, None, None);
+    let suspected = |flows_used, flows_embryonic| {
+        let members = vec![Member { is_suspect: true, ..member(&well, None) }];
+        let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, members };
+        let flows = flows_used;
+        let troubles = troubles(Facts { flows_used, flows_embryonic, flows, ..facts(vec![pool]) });
+        assert_eq!(troubles.last().map(|last| last.kind), Some(TroubleKind::BackendSuspect));
+        let kinds: Vec<_> = troubles.iter().map(|trouble| trouble.kind).collect();
+        (kinds[0], troubles.last().and_then(|last| last.mend.clone()).expect("a mend"))
+    };
+    for (used, embryonic, kind, first) in [
+        (300, 0, TroubleKind::BackendSuspect, "look at its firewall"),
+        (300, 300, TroubleKind::Flood, "forged SYNs look the same"),
+        (900, 0, TroubleKind::FlowTable, "handshakes of flows without a place are not seen"),
+    ] {
+        let (told, mend) = suspected(used, embryonic);
+        assert!(told == kind && mend.starts_with(first), "{told:?}: {mend}");
+    }
+    // Full of them: the cause is told, not the effect as well. Translated flows have two entries.
+    let (kind, says) = told(1000, 480, 500).expect("flooded");
+    assert_eq!(kind, TroubleKind::Flood);
+    assert!(says.contains("the flow table is 98 % full"), "{says}");
+}
+
+#[test]
+fn silence_behind_a_mac_that_somebody_has_set_has_that_for_its_first_cause() {
+    let service = sample::service("web", 2);
+    let given = "its MAC was set by hand: `ip neigh del 10.0.0.12 dev eth0`";
+    let mend = |health| {
+        let ill = standing(health, Some("no answer to SYN within 1s"), Some("it is down"));
+        let mac = Some(given.to_owned());
+        let members =
+            vec![Member { given_mac: mac.clone(), ..member(&ill, None) }, member(&ill, None)];
+        let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, members };
+        let troubles = troubles(facts(vec![pool]));
+        troubles.into_iter().filter_map(|trouble| trouble.mend).collect::<Vec<_>>()
+    };
+    assert_eq!(mend(State::Unreachable), [given, "it is down"]);
+    assert_eq!(mend(State::Unhealthy), ["it is down"; 2], "it answers");
 }
