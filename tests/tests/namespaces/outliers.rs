@@ -68,7 +68,8 @@ fn who_completes_no_handshake_is_ejected_and_comes_back() {
         (backend(&sluice, "web", "web-1")["outlier"] == false).then_some(())
     })
     .unwrap();
-    assert_eq!(clients.stop().failed(), 0);
+    let tally = clients.stop();
+    assert_eq!(tally.failed(), 0, "of {}:\n{}", tally.requests, tally.causes());
     until_event(&sluice, "completes its share of handshakes again");
 }
 
