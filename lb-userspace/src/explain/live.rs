@@ -68,16 +68,15 @@ impl Tables for Live<'_> {
     }
 
     fn filter_word(&self, index: usize) -> u64 {
-        let filter = self.image.filter.as_ref();
-        filter.and_then(|filter| filter.words.get(index)).copied().unwrap_or(0)
+        self.image.filter_word(index)
     }
 
     fn filters_sources(&self) -> bool {
-        self.image.filter.as_ref().is_some_and(|filter| filter.sources)
+        self.image.filters_sources()
     }
 
     fn is_vip(&self, address: Address) -> bool {
-        self.image.vips.contains(&IpAddr::from(address))
+        self.image.is_vip(address)
     }
 
     fn flow_group(&self, index: u32) -> Option<Seen> {
@@ -97,7 +96,7 @@ impl Tables for Live<'_> {
     }
 
     fn nat_address(&self, index: u16) -> Option<Address> {
-        self.image.nat_addresses.get(&index).map(|address| Address::from(*address))
+        self.image.nat_address(index)
     }
 
     fn is_nat_end(&self, key: &ServiceKey) -> bool {

@@ -7,6 +7,7 @@ use std::{
 
 use lb_common::{
     abi::{Backend, Egress, Service, capacity::FILTER_WORDS},
+    address::Address,
     maglev::Member,
     service::filter_position,
 };
@@ -72,6 +73,30 @@ pub struct ServiceImage {
     pub members: Option<Vec<Member>>,
     /// Id of the map that holds its slots; `None`: not known.
     pub table: Option<u32>,
+}
+
+/// What the kernel program finds in the maps, for who decides on the same.
+impl Image {
+    /// A word of the filter; 0 if it is not known.
+    pub fn filter_word(&self, index: usize) -> u64 {
+        let filter = self.filter.as_ref();
+        filter.and_then(|filter| filter.words.get(index)).copied().unwrap_or(0)
+    }
+
+    /// Whether packets are also told by their sources.
+    pub fn filters_sources(&self) -> bool {
+        self.filter.as_ref().is_some_and(|filter| filter.sources)
+    }
+
+    /// Whether it is a VIP.
+    pub fn is_vip(&self, address: Address) -> bool {
+        self.vips.contains(&IpAddr::from(address))
+    }
+
+    /// The address that translated packets are sent from, by its index.
+    pub fn nat_address(&self, index: u16) -> Option<Address> {
+        self.nat_addresses.get(&index).copied().map(Address::from)
+    }
 }
 
 impl Image {

@@ -4,10 +4,10 @@ use std::net::{SocketAddr, TcpStream};
 
 use lb_userspace::{datapath::Reading, instance::Instance};
 use serde_json::Value;
-use sluice_tests::lab::{DEADLINE, Family, Plan, Sluice, dataplane, is_privileged, until};
+use sluice_tests::lab::{DEADLINE, Family, Plan, Sluice, is_privileged, until};
 
 use crate::{
-    health::{check, until_health, until_well},
+    health::{until_health, web_on_three},
     scene::{Scene, VIP4, VIP6, address},
 };
 
@@ -131,12 +131,7 @@ fn why_a_backend_has_no_new_flows_is_told() {
     if !is_privileged() {
         return;
     }
-    let mut scene = Scene::start(Plan::default());
-    scene.own(VIP4, "l2");
-    let lines = check(r#"check = "http""#);
-    let config = dataplane(&["eth0"]) + &scene.service_with("web", VIP4, "l2", &lines);
-    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
-    until_well(&sluice, "web");
+    let (mut scene, sluice) = web_on_three();
     let host = scene.lab.client();
     let stream = host.enter(|| TcpStream::connect(address(VIP4))).unwrap();
     let client = stream.local_addr().unwrap();
