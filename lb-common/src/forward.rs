@@ -75,9 +75,7 @@ pub fn apply<F: Frame, T: Stages<F>>(
     match verdict {
         Verdict::Leave(reason) => leave(tables, reason),
         Verdict::Failed => Action::Drop,
-        // A copy, made here only: what a function looks at must lie on the stack, and of a
-        // segment that is forwarded nothing need.
-        Verdict::Reset(reason) => match reset::rewrite(frame, &{ *segment }) {
+        Verdict::Reset(reason) => match tables.reset(frame, segment) {
             Some(()) => {
                 tables.count_reason(reason);
                 Action::Transmit

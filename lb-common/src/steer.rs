@@ -126,6 +126,12 @@ pub trait Stages<F: Frame>: Tables + Sized {
         forward::nat::next_option(frame, at)
     }
 
+    /// Makes of a frame the RST that answers its segment; see [`forward::reset::rewrite`].
+    #[inline(always)]
+    fn reset(&self, frame: &mut F, segment: &Segment) -> Option<()> {
+        forward::reset::rewrite(frame, segment)
+    }
+
     /// Makes of a frame whose IP header is at `l3` one for the prober; tells the index of the
     /// interface by which it is reached. `None` if the frame can't be rewritten.
     #[inline(always)]

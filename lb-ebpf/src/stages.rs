@@ -7,12 +7,12 @@
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     forward::{
-        Action,
+        self, Action,
         nat::{self, Carry},
     },
     icmp::{self, Quoted},
     nat::Reserved,
-    parse::{Family, Segment},
+    parse::{self, Family, Segment},
     probe,
     reason::Reason,
     steer::{self, Stages, Steps, Taken, Turn},
@@ -80,6 +80,13 @@ impl Stages<XdpFrame> for Kernel {
     #[inline(always)]
     fn next_option(&self, frame: &XdpFrame, at: u64) -> u64 {
         self::next_option(frame.ctx, at)
+    }
+
+    // The segment is read again: what a function looks at must lie on the stack, and of one that is
+    // forwarded nothing need.
+    #[inline(always)]
+    fn reset(&self, frame: &mut XdpFrame, _segment: &Segment) -> Option<()> {
+        (self::reset(frame.ctx) != 0).then_some(())
     }
 
     #[inline(always)]
@@ -248,6 +255,15 @@ fn to_action(number: u64) -> Action {
         TRANSMIT => Action::Transmit,
         _ => Action::Redirect((number >> INTERFACE_SHIFT) as u32),
     }
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn reset(ctx: *mut xdp_md) -> u64 {
+    let mut frame = XdpFrame::new(&XdpContext::new(ctx));
+    let segment = parse::segment(&frame, |_, _| true).ok();
+    let rewritten = segment.and_then(|segment| forward::reset::rewrite(&mut frame, &segment));
+    opaque(rewritten.is_some().into()) as u64
 }
 
 #[unsafe(no_mangle)]
