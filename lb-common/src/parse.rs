@@ -173,9 +173,12 @@ pub fn segment<F: Frame>(
     packet.segment(&frame.read(packet.l4).ok_or(Reason::Truncated)?)
 }
 
-/// Offset and version of the IP header, by the EtherType.
+/// Offset and version of the IP header, by the EtherType behind up to two VLAN tags.
+///
+/// # Errors
+/// The reason to pass the frame to the kernel.
 #[inline(always)]
-pub(crate) fn network<F: Frame>(frame: &F) -> Result<(usize, Family), Reason> {
+pub fn network<F: Frame>(frame: &F) -> Result<(usize, Family), Reason> {
     let mut offset = ethernet::TYPE;
     let mut kind: [u8; 2] = frame.read(offset).ok_or(Reason::Runt)?;
     for _ in 0..ethernet::MAX_TAGS {

@@ -18,6 +18,7 @@ pub mod datapath;
 pub mod doctor;
 pub mod drain;
 pub mod explain;
+pub mod headers;
 pub mod health;
 pub mod http;
 pub mod instance;

@@ -12,7 +12,8 @@ use super::{
 };
 use crate::{
     control::{api, client::Client},
-    explain::{self, Ask, Becomes, Check, Explanation, Headers, Kind, Member, Standing},
+    explain::{self, Ask, Becomes, Check, Explanation, Kind, Member, Standing},
+    headers::{Headers, flag_names},
     instance::Instance,
 };
 
@@ -318,13 +319,7 @@ fn next_hop(explanation: &Explanation) -> Step {
 fn leaves(headers: &Headers) -> Step {
     let Headers { source_mac, destination_mac, tunnel, source, destination, flags, bytes } =
         headers;
-    let flags = match flags {
-        2 => "SYN",
-        16 => "ACK",
-        4 => "RST",
-        20 => "RST, ACK",
-        _ => "TCP",
-    };
+    let flags = flag_names(*flags);
     let tunnel =
         tunnel.map(|tunnel| format!("in a tunnel {} -> {}", tunnel.source, tunnel.destination));
     Step::new("leaves as", format!("{source} -> {destination}, {flags}, {bytes} bytes"))

@@ -20,14 +20,16 @@ use lb_common::{
 };
 
 use super::{
-    headers::Headers,
     overlay::{Counted, Overlay},
     steps::{
         Backend, Becomes, Decision, Filter, Flow, Kind, NextHop, Sent, Service, Slot, Standing,
         Verdict,
     },
 };
-use crate::datapath::{run::Mac, segment::segment};
+use crate::{
+    datapath::{run::Mac, segment::segment},
+    headers::Headers,
+};
 
 /// What is asked.
 #[derive(Clone, Copy, Debug)]

@@ -7,7 +7,6 @@
 //! `decision` is pure; here is what asks the kernel, and the daemon for names and health.
 
 mod decision;
-mod headers;
 mod live;
 mod overlay;
 mod steps;
@@ -25,17 +24,13 @@ use lb_common::{
 use nix::net::if_::{if_indextoname, if_nametoindex};
 use serde::Serialize;
 
+pub use self::steps::{
+    Backend, Becomes, Decision, Filter, Flow, Kind, NextHop, Sent, Service, Slot, Standing, Verdict,
+};
 use self::{
     decision::{Question, decide},
     live::Live,
     overlay::Overlay,
-};
-pub use self::{
-    headers::{Headers, Tunnel},
-    steps::{
-        Backend, Becomes, Decision, Filter, Flow, Kind, NextHop, Sent, Service, Slot, Standing,
-        Verdict,
-    },
 };
 use crate::{
     control::{api, client::Client},

@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 
 use serde::Serialize;
 
-use super::headers::Headers;
+use crate::headers::Headers;
 
 /// A segment's flags.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]

@@ -1,6 +1,7 @@
 use super::*;
-use crate::explain::{
-    Backend, Decision, Filter, Flow, NextHop, Sent, Service, Slot, Tunnel, Verdict,
+use crate::{
+    explain::{Backend, Decision, Filter, Flow, NextHop, Sent, Service, Slot, Verdict},
+    headers::Tunnel,
 };
 
 const PLAIN: Palette = Palette { colours: false };

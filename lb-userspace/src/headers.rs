@@ -4,13 +4,14 @@ use std::net::{IpAddr, SocketAddr};
 
 use lb_common::{
     frame::{Frame as _, HostFrame},
-    wire::{self, Ipv4, Ipv6, Macs, Tcp, ethernet},
+    parse::{self, Family},
+    wire::{self, Ipv4, Ipv6, Macs, Tcp},
 };
 use serde::Serialize;
 
 use crate::datapath::run::Mac;
 
-/// The headers of an untagged frame that holds a TCP segment, in a tunnel or not.
+/// The headers of a frame that holds a TCP segment, in a tunnel or not, with up to two VLAN tags.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct Headers {
     /// From which MAC address.
@@ -50,11 +51,10 @@ impl Headers {
     /// Reads them; `None` if there is something else in the frame.
     pub fn read(frame: &HostFrame) -> Option<Self> {
         let macs: Macs = frame.read(0)?;
-        let kind: [u8; 2] = frame.read(ethernet::TYPE)?;
-        let outer = match kind {
-            ethernet::IPV4 => ipv4(frame, ethernet::LEN)?,
-            ethernet::IPV6 => ipv6(frame, ethernet::LEN)?,
-            _ => return None,
+        let (l3, family) = parse::network(frame).ok()?;
+        let outer = match family {
+            Family::Ipv4 => ipv4(frame, l3)?,
+            Family::Ipv6 => ipv6(frame, l3)?,
         };
         let inner = match outer.protocol {
             wire::IPV4_IN_IP => Some(ipv4(frame, outer.payload)?),
@@ -82,13 +82,22 @@ impl Headers {
     }
 }
 
+/// The TCP flags that open and end connections, and ACK, by their names: `SYN, ACK`.
+pub fn flag_names(flags: u8) -> String {
+    const NAMES: [(u8, &str); 4] =
+        [(Tcp::SYN, "SYN"), (Tcp::FIN, "FIN"), (Tcp::RST, "RST"), (Tcp::ACK, "ACK")];
+    let set = NAMES.iter().filter(|(flag, _)| flags & flag != 0).map(|(_, name)| *name);
+    let names = set.collect::<Vec<_>>().join(", ");
+    if names.is_empty() { "no flags".to_owned() } else { names }
+}
+
 fn ipv4(frame: &HostFrame, at: usize) -> Option<Packet> {
     let Ipv4 { version_length, source, destination, protocol, .. } = frame.read(at)?;
     let addresses = Tunnel { source: source.into(), destination: destination.into() };
     Some(Packet { addresses, protocol, payload: at + usize::from(version_length & 0xf) * 4 })
 }
 
-/// Without extension headers, of which nothing here makes any.
+/// Without extension headers, of which nothing here makes any and clients hardly.
 fn ipv6(frame: &HostFrame, at: usize) -> Option<Packet> {
     let Ipv6 { next_header, source, destination, .. } = frame.read(at)?;
     let addresses = Tunnel { source: source.into(), destination: destination.into() };
