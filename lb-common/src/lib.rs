@@ -30,4 +30,5 @@ pub mod reason;
 pub mod service;
 pub mod steer;
 pub mod tables;
+pub mod trace;
 pub mod wire;

@@ -35,6 +35,8 @@ pub struct Located {
     pub l3: usize,
     /// Its version, by EtherType.
     pub family: Family,
+    /// Its source.
+    pub source: Address,
     /// Its destination.
     pub destination: Address,
 }
@@ -85,18 +87,24 @@ impl Ports {
     }
 }
 
-/// Finds the IP header and its destination behind up to two VLAN tags.
+/// Finds the IP header and its addresses behind up to two VLAN tags.
 ///
 /// # Errors
 /// The reason to pass the frame to the kernel.
 #[inline(always)]
 pub fn locate<F: Frame>(frame: &F) -> Result<Located, Reason> {
     let (l3, family) = network(frame)?;
-    let destination = match family {
-        Family::Ipv4 => Address::v4(frame.read::<Ipv4>(l3).ok_or(Reason::Runt)?.destination),
-        Family::Ipv6 => ipv6_destination(&frame.read(l3).ok_or(Reason::Runt)?)?,
+    let (source, destination) = match family {
+        Family::Ipv4 => {
+            let Ipv4 { source, destination, .. } = frame.read(l3).ok_or(Reason::Runt)?;
+            (Address::v4(source), Address::v4(destination))
+        }
+        Family::Ipv6 => {
+            let header: Ipv6 = frame.read(l3).ok_or(Reason::Runt)?;
+            (Address::v6(header.source), ipv6_destination(&header)?)
+        }
     };
-    Ok(Located { l3, family, destination })
+    Ok(Located { l3, family, source, destination })
 }
 
 /// The headers of most frames, without VLAN tags and IP options; without the first two bytes,

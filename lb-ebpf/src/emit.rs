@@ -3,6 +3,8 @@
 use aya_ebpf::{bindings::xdp_action, helpers::bpf_redirect};
 use lb_common::forward::Action;
 
+use crate::notes;
+
 /// The program's return value.
 #[inline(always)]
 pub fn emit(action: Action) -> u32 {
@@ -10,8 +12,11 @@ pub fn emit(action: Action) -> u32 {
         Action::Pass => xdp_action::XDP_PASS,
         Action::Drop => xdp_action::XDP_DROP,
         Action::Transmit => xdp_action::XDP_TX,
-        // SAFETY: no memory is involved; an interface that is gone makes the kernel drop the
-        // frame and fire `xdp_redirect_err`.
-        Action::Redirect(interface) => unsafe { bpf_redirect(interface, 0) as u32 },
+        Action::Redirect(interface) => {
+            notes::redirected(interface);
+            // SAFETY: no memory is involved; an interface that is gone makes the kernel drop the
+            // frame and fire `xdp_redirect_err`.
+            unsafe { bpf_redirect(interface, 0) as u32 }
+        }
     }
 }

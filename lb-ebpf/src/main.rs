@@ -7,6 +7,8 @@
 mod emit;
 mod frame;
 mod maps;
+#[path = "silent.rs"]
+mod notes;
 mod stages;
 mod tables;
 

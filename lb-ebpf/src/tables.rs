@@ -14,7 +14,7 @@ use lb_common::{
     tables::Tables,
 };
 
-use crate::{frame::opaque, maps};
+use crate::{frame::opaque, maps, notes};
 
 /// The time of this packet: one load, where the clocks cost 13 to 30 ns.
 #[inline(always)]
@@ -190,49 +190,53 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn count_traffic(&self, backend: u16, bytes: u64) {
-        let backend = usize::from(backend);
+        let index = usize::from(backend);
         let per_chunk = capacity::COUNTERS_PER_CHUNK;
-        if let Some(chunk) = maps::TRAFFIC.get_ptr_mut((backend / per_chunk) as u32) {
+        if let Some(chunk) = maps::TRAFFIC.get_ptr_mut((index / per_chunk) as u32) {
             // SAFETY: the index is below the chunk's length, and no other CPU has this chunk.
-            let traffic = unsafe { &mut (*chunk)[backend % per_chunk] };
+            let traffic = unsafe { &mut (*chunk)[index % per_chunk] };
             traffic.packets += 1;
             traffic.bytes += bytes;
         }
+        notes::take(|notes| notes.traffic(backend));
     }
 
     #[inline(always)]
     fn count_return(&self, backend: u16, bytes: u64) {
-        let backend = usize::from(backend);
+        let index = usize::from(backend);
         let per_chunk = capacity::COUNTERS_PER_CHUNK;
-        if let Some(chunk) = maps::TRAFFIC.get_ptr_mut((backend / per_chunk) as u32) {
+        if let Some(chunk) = maps::TRAFFIC.get_ptr_mut((index / per_chunk) as u32) {
             // SAFETY: as above.
-            let traffic = unsafe { &mut (*chunk)[backend % per_chunk] };
+            let traffic = unsafe { &mut (*chunk)[index % per_chunk] };
             traffic.return_packets += 1;
             traffic.return_bytes += bytes;
         }
+        notes::take(|notes| notes.answer(backend));
     }
 
     #[inline(always)]
     fn count_event(&self, backend: u16, event: Event) {
-        let backend = usize::from(backend);
+        let index = usize::from(backend);
         let per_chunk = capacity::COUNTERS_PER_CHUNK;
-        if let Some(chunk) = maps::EVENTS.get_ptr_mut((backend / per_chunk) as u32) {
+        if let Some(chunk) = maps::EVENTS.get_ptr_mut((index / per_chunk) as u32) {
             // SAFETY: as above; an event's number is below `EVENTS`.
-            let counts = unsafe { &mut (*chunk)[backend % per_chunk].counts };
+            let counts = unsafe { &mut (*chunk)[index % per_chunk].counts };
             counts[event as usize % EVENTS] += 1;
         }
+        notes::take(|notes| notes.event(backend, event));
     }
 
     #[inline(always)]
     fn count_handshake(&self, backend: u16, jiffies: u64) {
-        let backend = usize::from(backend);
+        let index = usize::from(backend);
         let per_chunk = capacity::COUNTERS_PER_CHUNK;
-        if let Some(chunk) = maps::EVENTS.get_ptr_mut((backend / per_chunk) as u32) {
+        if let Some(chunk) = maps::EVENTS.get_ptr_mut((index / per_chunk) as u32) {
             // SAFETY: as above.
-            let events = unsafe { &mut (*chunk)[backend % per_chunk] };
+            let events = unsafe { &mut (*chunk)[index % per_chunk] };
             events.counts[Event::Handshake as usize] += 1;
             events.handshakes.add(jiffies);
         }
+        notes::take(|notes| notes.event(backend, Event::Handshake));
     }
 
     #[inline(always)]
@@ -243,5 +247,6 @@ impl Tables for Kernel {
             // SAFETY: no other CPU has this element.
             unsafe { (*counts)[number] += 1 };
         }
+        notes::take(|notes| notes.reason(reason));
     }
 }

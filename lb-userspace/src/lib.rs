@@ -33,5 +33,6 @@ pub mod prober;
 pub mod reconcile;
 pub mod recorder;
 pub mod seed;
+pub mod trace;
 pub mod watchdog;
 pub mod whole_file;

@@ -31,8 +31,9 @@ use lb_common::{
     probe,
     reason::Reason,
     steer,
+    trace::{self, Filter, Tally},
 };
-use lb_userspace::datapath::{ANSWERS, Mapping, OBJECT, PROBE, Raw};
+use lb_userspace::datapath::{ANSWERS, Mapping, OBJECT, PROBE, Raw, TRACED, TRACED_OBJECT};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use crate::lab;
@@ -143,6 +144,10 @@ pub struct Kernel {
     tables_written: Vec<Vec<u16>>,
     /// What the counters stood at when they were last read.
     before: Counted,
+    /// Name of the program that frames run through.
+    sluice: &'static str,
+    /// What the traced program counts.
+    tally: Option<PerCpuArray<MapData, Raw<Tally>>>,
 }
 
 impl Kernel {
@@ -152,6 +157,40 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses.
     pub fn start(tables: &HostTables) -> Result<Option<Self>> {
+        Self::load(tables, OBJECT, &Program::ALL.map(Program::name))
+    }
+
+    /// The same with the build of the program that `sluice trace` puts in its place, told to trace
+    /// every frame. There is no other program then.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn start_traced(tables: &HostTables) -> Result<Option<Self>> {
+        let Some(mut kernel) = Self::load(tables, TRACED_OBJECT, &[TRACED])? else {
+            return Ok(None);
+        };
+        kernel.sluice = TRACED;
+        let map = |kernel: &mut Self, name| {
+            kernel.object.take_map(name).with_context(|| format!("the object has no map {name}"))
+        };
+        let mut filter: Array<_, Raw<Filter>> = map(&mut kernel, trace::map::FILTER)?.try_into()?;
+        filter.set(0, Raw(Filter::ALL), 0)?;
+        let mut tokens: Array<_, i64> = map(&mut kernel, trace::map::TOKENS)?.try_into()?;
+        tokens.set(0, i64::MAX, 0)?;
+        kernel.tally = Some(map(&mut kernel, trace::map::TALLY)?.try_into()?);
+        Ok(Some(kernel))
+    }
+
+    /// Frames that the traced program told of, or would have if its ring had been read.
+    ///
+    /// # Errors
+    /// If the kernel does not say, or it is not the traced program.
+    pub fn traced(&self) -> Result<u64> {
+        let tally = self.tally.as_ref().context("this program traces nothing")?.get(&0, 0)?;
+        Ok(tally.iter().map(|Raw(tally)| tally.told + tally.ring_full).sum())
+    }
+
+    fn load(tables: &HostTables, object: &[u8], programs: &[&str]) -> Result<Option<Self>> {
         if !lab::is_root() {
             let ci = std::env::var("CI").is_ok_and(|ci| ci == "true");
             ensure!(!ci, "loading a BPF program needs root, and in CI no test is skipped");
@@ -163,9 +202,9 @@ impl Kernel {
             .map_max_entries(map::FLOWS, (flows / GROUP) as u32)
             .map_max_entries(map::FLOW_RECORDS, flows as u32)
             .map_max_entries(map::NAT_HOPS, flows as u32)
-            .load(OBJECT)
+            .load(object)
             .context("load the object")?;
-        for name in Program::ALL.map(Program::name) {
+        for &name in programs {
             let program: &mut Xdp = object
                 .program_mut(name)
                 .with_context(|| format!("the object has no program {name}"))?
@@ -207,6 +246,8 @@ impl Kernel {
             object,
             tables_written: Vec::new(),
             before: Counted::default(),
+            sluice: "sluice",
+            tally: None,
         };
         kernel.fill(tables)?;
         Ok(Some(kernel))
@@ -355,8 +396,11 @@ impl Kernel {
     }
 
     fn program(&self, program: Program) -> Result<&Xdp> {
-        let program =
-            self.object.program(program.name()).context("it was there when it was loaded")?;
+        let name = match program {
+            Program::Sluice => self.sluice,
+            Program::Probe | Program::Answers => program.name(),
+        };
+        let program = self.object.program(name).context("it was not loaded")?;
         Ok(program.try_into()?)
     }
 

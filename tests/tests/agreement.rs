@@ -43,6 +43,8 @@ const PROGRAMS: [Program; 8] = [
 
 /// Frames, if nobody asks for more.
 const FRAMES: usize = 60_000;
+/// Frames for the traced build, which differs by what it notes.
+const TRACED_FRAMES: usize = 15_000;
 /// After so many the tables change, and all that both sides remember is compared.
 const EPOCH: usize = 1_500;
 /// Words of the flow table: few, so that flows compete for them.
@@ -50,13 +52,46 @@ const FLOWS: usize = 128;
 
 #[test]
 fn host_and_kernel_agree_about_every_frame() {
-    let seed = number("SLUICE_SEED").unwrap_or(1);
     let frames = number("SLUICE_FRAMES").map_or(FRAMES, |frames| frames as usize);
-    let mut random = Random(seed);
+    let tables = tables();
+    let Some(kernel) = Kernel::start(&tables).unwrap() else { return };
+    let (_, counted) = agree(tables, kernel, &PROGRAMS, frames);
+    for reason in Reason::ALL.iter().filter(|&&reason| reason != Reason::NoHeadroom) {
+        assert!(counted.reason(*reason) > 0, "{} did not come up", reason.name());
+    }
+    for event in Event::ALL {
+        let met = counted.events.keys().any(|(_, name)| *name == event.name());
+        assert!(met, "{} did not come up", event.name());
+    }
+}
+
+#[test]
+fn the_traced_build_agrees_as_well_and_tells_of_every_frame() {
+    let tables = tables();
+    let Some(kernel) = Kernel::start_traced(&tables).unwrap() else { return };
+    let (kernel, counted) = agree(tables, kernel, &[Program::Sluice], TRACED_FRAMES);
+    let verdicts = counted.packets() + counted.reasons.values().sum::<u64>();
+    // The one that was asked about headroom is not among those compared.
+    assert_eq!(kernel.traced().unwrap(), verdicts + 1);
+}
+
+/// What both sides begin with.
+fn tables() -> HostTables {
     let mut tables = sample::tables(FLOWS);
     // Time stands still, for both: a tick is 2^40 jiffies. It passes in `pass`.
     tables.settings.tick_shift = 40;
-    let Some(mut kernel) = Kernel::start(&tables).unwrap() else { return };
+    tables
+}
+
+/// Runs so many frames through both.
+fn agree(
+    mut tables: HostTables,
+    mut kernel: Kernel,
+    programs: &[Program],
+    frames: usize,
+) -> (Kernel, Counted) {
+    let seed = number("SLUICE_SEED").unwrap_or(1);
+    let mut random = Random(seed);
     let source = FrameSource {
         corpus: corpus::cases(),
         little: kernel.takes_little_headroom().unwrap(),
@@ -80,7 +115,7 @@ fn host_and_kernel_agree_about_every_frame() {
         }
         let input = source.next(&mut random, &tables);
         let mut on_host = input.clone();
-        let program = *random.choose(&PROGRAMS);
+        let program = *random.choose(programs);
         let expected = program.on_host(&mut on_host, &tables);
         let (answer, in_kernel) = kernel.run_through(program, &input).unwrap();
         *answers.entry(answer).or_default() += 1;
@@ -101,13 +136,7 @@ fn host_and_kernel_agree_about_every_frame() {
         assert!(count > frames as u64 / 100, "{answer:?} only {count} times");
     }
     assert!(back > frames as u64 / 100, "only {back} packets came back");
-    for reason in Reason::ALL.iter().filter(|&&reason| reason != Reason::NoHeadroom) {
-        assert!(counted.reason(*reason) > 0, "{} did not come up", reason.name());
-    }
-    for event in Event::ALL {
-        let met = counted.events.keys().any(|(_, name)| *name == event.name());
-        assert!(met, "{} did not come up", event.name());
-    }
+    (kernel, counted)
 }
 
 fn number(variable: &str) -> Option<u64> {

@@ -21,7 +21,7 @@ const LLVM: &str = "/usr/lib/llvm-22";
 const BPFFS: &str = "/sys/fs/bpf";
 
 /// What tests, demo and bench start, and the Debian package that it is in.
-const PROGRAMS: [(&str, &str); 18] = [
+const PROGRAMS: [(&str, &str); 19] = [
     // No program, but nginx has it from here alone.
     ("/usr/lib/nginx/modules/ngx_stream_module.so", "libnginx-mod-stream"),
     ("bpftool", "bpftool"),
@@ -40,6 +40,7 @@ const PROGRAMS: [(&str, &str); 18] = [
     ("sshd", "openssh-server"),
     ("tcpdump", "tcpdump"),
     ("tmux", "tmux"),
+    ("tshark", "tshark"),
     ("wrk", "wrk"),
 ];
 

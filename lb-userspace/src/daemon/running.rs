@@ -215,6 +215,7 @@ fn beat(observed: &Observed, pulse: u32) {
         }
     }
     if is_round {
+        state.end_abandoned_trace();
         if state.keep_error.is_some() {
             state.keep();
         }

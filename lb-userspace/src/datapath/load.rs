@@ -48,14 +48,14 @@ pub(super) fn load(pins: &Pins, object: &[u8], flow_capacity: u32) -> Result<()>
     Ok(())
 }
 
-/// Loads an object file's programs on the pinned maps, and does not attach them.
-pub(super) fn beside(pins: &Pins, object: &[u8]) -> Result<Ebpf> {
+/// Loads programs of an object file on the pinned maps, and does not attach them.
+pub(super) fn beside(pins: &Pins, object: &[u8], programs: &[&str]) -> Result<Ebpf> {
     let mut loader = EbpfLoader::new();
     for name in map::ALL {
         loader.map_pin_path(name, pins.map(name));
     }
     let mut object = loader.load(object).map_err(diagnose::load_error)?;
-    for name in PROGRAMS {
+    for name in programs {
         load_program(&mut object, name)?;
     }
     Ok(object)

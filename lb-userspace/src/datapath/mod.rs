@@ -20,6 +20,7 @@ mod probes;
 mod reading;
 pub(crate) mod run;
 pub(crate) mod segment;
+mod tracer;
 pub mod upgrade;
 
 use std::sync::{Arc, Mutex, PoisonError};
@@ -41,6 +42,7 @@ pub use self::{
     prober::{Held, ProberParts, ProberProgram},
     probes::Probes,
     reading::Reading,
+    tracer::{TRACED, TRACED_OBJECT, Tracer},
 };
 use crate::{
     instance::Instance,
@@ -175,7 +177,7 @@ impl Datapath {
     fn assemble(pins: Pins, maps: Maps, settings: Settings) -> Result<Self> {
         let flows = Arc::new(flows::FlowMemory::map(&maps, &settings)?);
         let clock = load::pinned_program(&pins, CLOCK)?;
-        let programs = Mutex::new([pinned_id(&pins)?; 2]);
+        let programs = Mutex::new([pinned_id(&pins, PROGRAM)?; 2]);
         Ok(Self { pins, maps, clock, programs, settings, flows })
     }
 
@@ -207,16 +209,26 @@ impl Datapath {
         Ok(())
     }
 
-    /// Whether a program that was seen on an interface is ours. The one before is too: an upgrade
-    /// by another process may have come since it was seen.
+    /// Whether a program that was seen on an interface is ours, traced or not. The one before is
+    /// too: an upgrade by another process may have come since it was seen.
     pub fn is_ours(&self, program_id: u32) -> bool {
         let mut known = self.programs.lock().unwrap_or_else(PoisonError::into_inner);
         if !known.contains(&program_id)
-            && pinned_id(&self.pins).is_ok_and(|pinned| pinned == program_id)
+            && [PROGRAM, TRACED]
+                .iter()
+                .any(|name| pinned_id(&self.pins, name).is_ok_and(|pinned| pinned == program_id))
         {
             *known = [program_id, known[0]];
         }
         known.contains(&program_id)
+    }
+
+    /// Puts the plain program back after a trace whose process died; tells whether there was one.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub(crate) fn end_abandoned_trace(&self) -> Result<bool> {
+        tracer::end_abandoned(&self.pins)
     }
 
     /// The programs that the pinned links run now, ours or not, each with the names of its
@@ -359,9 +371,9 @@ pub fn linked(instance: &Instance) -> Result<Vec<(String, u32)>> {
     Ok(linked.flat_map(|(id, names)| names.into_iter().map(move |name| (name, id))).collect())
 }
 
-/// Id of the pinned program.
-fn pinned_id(pins: &Pins) -> Result<u32> {
-    let program = load::pinned_program(pins, PROGRAM)?;
+/// Id of a pinned program.
+fn pinned_id(pins: &Pins, name: &str) -> Result<u32> {
+    let program = load::pinned_program(pins, name)?;
     Ok(program.info().context("ask the kernel about the program")?.id())
 }
 

@@ -59,9 +59,14 @@ impl Pins {
         self.root.join("maps").join(name)
     }
 
+    /// The directory of the programs' pins.
+    pub(super) fn programs(&self) -> PathBuf {
+        self.root.join("programs")
+    }
+
     /// Path of a program's pin.
     pub fn program(&self, name: &str) -> PathBuf {
-        self.root.join("programs").join(name)
+        self.programs().join(name)
     }
 
     /// Path of the pin of an interface's link.

@@ -214,7 +214,7 @@ fn replace(
     say: Say<'_>,
 ) -> Result<Report> {
     say(&format!("program {} -> {}", report.from, report.to));
-    let mut candidate = match load::beside(pins, object) {
+    let mut candidate = match load::beside(pins, object, &PROGRAMS) {
         Ok(candidate) => candidate,
         Err(error) => return Ok(report.refused(&format!("{error:#}"))),
     };

@@ -443,6 +443,18 @@ impl State {
         Ok(())
     }
 
+    /// Puts the plain program back after a `sluice trace` that was killed.
+    pub fn end_abandoned_trace(&self) {
+        match self.datapath.end_abandoned_trace() {
+            Ok(false) => {}
+            Ok(true) => {
+                let text = "a trace was killed: the plain program is back";
+                self.journal.note(EventKind::Attach, Entry::new(text.to_owned()));
+            }
+            Err(error) => tracing::error!("{error:#}"),
+        }
+    }
+
     /// Attaches to the configured interfaces that run no program; tells whether it did. One that
     /// runs somebody else's is left alone.
     pub fn attach_again(&mut self) -> bool {

@@ -36,6 +36,7 @@ mod runtime;
 mod scene;
 mod status;
 mod top;
+mod trace;
 mod two_balancers;
 mod upgrade;
 mod watchdog;

@@ -148,6 +148,11 @@ impl From<FlowState> for State {
 }
 
 impl Clients {
+    /// The prefix.
+    pub const fn network(self) -> IpNet {
+        self.0
+    }
+
     /// Whether an address is among them.
     pub fn contains(&self, client: &IpAddr) -> bool {
         self.0.contains(client)

@@ -1,0 +1,39 @@
+//! The same program as `main.rs`, which also tells of the frames that a filter picks: it stands in
+//! that one's place, on the same maps, while somebody runs `sluice trace`.
+#![no_std]
+#![no_main]
+#![feature(asm_experimental_arch, core_intrinsics)]
+#![allow(internal_features, reason = "64-bit compare-and-exchange has no stable form on BPF")]
+
+mod emit;
+mod frame;
+mod maps;
+mod notes;
+mod stages;
+mod tables;
+
+use aya_ebpf::{macros::xdp, programs::XdpContext};
+use lb_common::steer;
+
+use crate::{frame::XdpFrame, tables::Kernel};
+
+/// Attached in the place of `sluice`.
+#[xdp]
+#[inline(always)]
+pub fn traced(ctx: XdpContext) -> u32 {
+    notes::begin(&ctx);
+    let action = steer::process(&mut XdpFrame::new(&ctx), &Kernel, tables::jiffies());
+    notes::end(&ctx, emit::emit(action))
+}
+
+/// The kernel takes helpers under the GPL from programs that declare it.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    // Never linked: the decisions have no path that panics.
+    loop {}
+}
