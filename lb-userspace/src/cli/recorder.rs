@@ -3,7 +3,7 @@
 
 mod plot;
 
-use std::{collections::BTreeMap, path::PathBuf, process::ExitCode, time::Duration};
+use std::{collections::BTreeMap, process::ExitCode, time::Duration};
 
 use anyhow::{Context as _, bail};
 use clap::Args;
@@ -44,9 +44,9 @@ pub struct Arguments {
     /// Only backends of this name
     #[arg(long, value_name = "NAME")]
     backend: Option<String>,
-    /// Draw it into this file; its name ends in .svg
+    /// Draw it into this file, as its name says: *.svg or *.png
     #[arg(long, value_name = "FILE", conflicts_with = "json")]
-    plot: Option<PathBuf>,
+    plot: Option<plot::File>,
     #[command(flatten)]
     output: Output,
 }
@@ -61,7 +61,7 @@ pub fn execute(instance: &Instance, arguments: &Arguments) -> anyhow::Result<Exi
     let story = Story::new(&recording, journal::read(&directory), &wanted);
     if let Some(file) = &arguments.plot {
         plot::draw(file, &story, &wanted, now.time_zone())?;
-        let said = format!("{} shows {}\n", file.display(), span(&story, now.time_zone())?);
+        let said = format!("{file} shows {}\n", span(&story, now.time_zone())?);
         super::print(said.as_bytes())?;
     } else {
         arguments.output.print(&story, |story, palette| render(story, now.time_zone(), palette))?;

@@ -58,6 +58,10 @@ fn the_recording_has_what_clients_saw_and_outlives_the_daemon() {
     let picture = scene.lab.directory().join("minute.svg").display().to_string();
     sluice.cli_ok(&["recorder", "--window", "10m", "--plot", &picture]).unwrap();
     assert!(fs::read_to_string(&picture).unwrap().contains("new flows"));
+    let refused = sluice.cli(&["recorder", "--plot", "minute.gif"]).unwrap();
+    let complaint = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert_eq!(refused.status.code(), Some(2), "{complaint}");
+    assert!(complaint.contains("name the file *.svg or *.png"), "{complaint}");
 
     sluice.start().unwrap();
     sluice.cli_ok(&["backend", "disable", "web", "web-2"]).unwrap();

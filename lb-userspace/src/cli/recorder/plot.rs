@@ -1,10 +1,14 @@
-//! The same as a picture: four plots over one time.
+//! The same as a picture, SVG or PNG: four plots over one time.
+//!
+//! Both are one drawing. A server has no fonts, so the one that PNG is written with, and that tells
+//! how wide a text is, is ours; an SVG's texts are texts, in whatever font its reader has.
 
 use std::{
     collections::{BTreeMap, HashMap},
-    fs,
+    fmt, fs,
     ops::Range,
-    path::Path,
+    path::PathBuf,
+    str::FromStr,
 };
 
 use anyhow::{Context as _, anyhow, bail};
@@ -12,18 +16,26 @@ use jiff::tz::TimeZone;
 use lb_common::counters::Event as Count;
 use plotters::{
     coord::Shift,
+    drawing::DrawingAreaErrorKind,
     prelude::{
-        Color as _, DrawingArea, IntoDrawingArea as _, LineSeries, PathElement, Rectangle,
-        SVGBackend, SeriesLabelPosition,
+        BitMapBackend, Circle, Color as _, DrawingArea, DrawingBackend, FontStyle,
+        IntoDrawingArea as _, LineSeries, PathElement, Rectangle, SVGBackend, SeriesLabelPosition,
     },
-    style::{BLACK, RGBColor, ShapeStyle, WHITE},
+    style::{BLACK, RGBColor, ShapeStyle, WHITE, register_font},
 };
 
 use super::{name, span, time};
 use crate::recorder::{Portion, Story, Told, Wanted, second_of};
 
-/// Of the picture, in pixels.
+/// Of the picture, in an SVG's pixels.
 const SIZE: (u32, u32) = (1200, 1000);
+/// Pixels of a PNG for one of an SVG's, each way: of two, its letters are easy to read, on dense
+/// screens too.
+const SCALE: u32 = 2;
+/// The family of all texts. An SVG's reader takes his own for it.
+const FAMILY: &str = "sans-serif";
+/// Roboto Regular, its Latin letters; see `fonts/README.md`.
+const FONT: &[u8] = include_bytes!("../../../fonts/roboto-latin.ttf");
 /// Lines of one plot at most.
 const LINES: usize = 8;
 /// Eight colours that most people can tell apart (Okabe and Ito, 2008), on white.
@@ -41,28 +53,117 @@ const GREY: RGBColor = RGBColor(128, 128, 128);
 /// The highest value of a plot of little, so that its labels are whole numbers.
 const LITTLE: f64 = 4.0;
 
-/// Draws it into a file.
-pub fn draw(file: &Path, story: &Story, wanted: &Wanted, zone: &TimeZone) -> anyhow::Result<()> {
-    if file.extension().is_none_or(|extension| !extension.eq_ignore_ascii_case("svg")) {
-        bail!("--plot draws SVG, which every browser shows: name the file *.svg");
+/// What a picture is written as.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Format {
+    /// Lines and texts: the size does not matter, and texts can be searched for.
+    Svg,
+    /// Pixels, for what shows no SVG.
+    Png,
+}
+
+/// A file to draw into; its name says as what.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct File {
+    path: PathBuf,
+    format: Format,
+}
+
+impl FromStr for File {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let path = PathBuf::from(text);
+        let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+        let format = match extension.as_ref().and_then(|extension| extension.to_str()) {
+            Some("svg") => Format::Svg,
+            Some("png") => Format::Png,
+            _ => return Err("pictures are SVG or PNG: name the file *.svg or *.png"),
+        };
+        Ok(Self { path, format })
     }
+}
+
+impl fmt::Display for File {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.path.display().fmt(f)
+    }
+}
+
+/// Draws it into a file.
+///
+/// # Errors
+/// If there is nothing to draw, or the file can't be written.
+pub fn draw(file: &File, story: &Story, wanted: &Wanted, zone: &TimeZone) -> anyhow::Result<()> {
     if story.seconds.is_empty() {
         bail!("nothing was recorded then: there is nothing to draw");
     }
-    let picture = picture(story, wanted, zone)?;
-    fs::write(file, picture).with_context(|| format!("write {}", file.display()))
+    register_font(FAMILY, FontStyle::Normal, FONT).map_err(|_| anyhow!("read the font"))?;
+    let scale = match file.format {
+        Format::Svg => 1,
+        Format::Png => SCALE,
+    };
+    let sheet = Sheet { story, window: wanted.from..wanted.until, zone, scale };
+    let size = (sheet.px(SIZE.0), sheet.px(SIZE.1));
+    let bytes = match file.format {
+        Format::Svg => {
+            let mut text = String::new();
+            picture(&SVGBackend::with_string(&mut text, size).into_drawing_area(), &sheet)?;
+            text.into_bytes()
+        }
+        Format::Png => {
+            let mut pixels = vec![0; size.0 as usize * size.1 as usize * 3];
+            picture(&BitMapBackend::with_buffer(&mut pixels, size).into_drawing_area(), &sheet)?;
+            png(size, &pixels).context("write it as PNG")?
+        }
+    };
+    fs::write(&file.path, bytes).with_context(|| format!("write {file}"))
+}
+
+/// The bytes of a PNG file with these pixels: red, green, blue.
+fn png((width, height): (u32, u32), pixels: &[u8]) -> Result<Vec<u8>, png::EncodingError> {
+    let mut bytes = Vec::new();
+    let mut encoder = png::Encoder::new(&mut bytes, width, height);
+    encoder.set_color(png::ColorType::Rgb);
+    encoder.write_header()?.write_image_data(pixels)?;
+    Ok(bytes)
 }
 
 /// A line of a plot: what it shows, and its value in each second.
 type Curve = (String, Vec<(u64, f64)>);
 
-fn picture(story: &Story, wanted: &Wanted, zone: &TimeZone) -> anyhow::Result<String> {
-    let failed = |error: &dyn std::fmt::Display| anyhow!("draw: {error}");
-    let mut text = String::new();
-    let root = SVGBackend::with_string(&mut text, SIZE).into_drawing_area();
+/// What all plots of a picture share.
+struct Sheet<'s> {
+    story: &'s Story,
+    window: Range<u64>,
+    zone: &'s TimeZone,
+    /// Pixels for one of an SVG's.
+    scale: u32,
+}
+
+impl Sheet<'_> {
+    /// So many of an SVG's pixels.
+    const fn px(&self, pixels: u32) -> u32 {
+        pixels * self.scale
+    }
+
+    /// A text so many of an SVG's pixels high.
+    const fn text(&self, height: u32) -> (&'static str, u32) {
+        (FAMILY, self.px(height))
+    }
+}
+
+fn picture<B: DrawingBackend>(
+    root: &DrawingArea<B, Shift>,
+    sheet: &Sheet<'_>,
+) -> anyhow::Result<()> {
+    let failed = |error: &dyn fmt::Display| anyhow!("draw: {error}");
+    let Sheet { story, zone, .. } = *sheet;
     root.fill(&WHITE).map_err(|error| failed(&error))?;
     let title = format!("{} (grey: nothing is recorded; thin lines: events)", span(story, zone)?);
-    let area = root.titled(&title, ("sans-serif", 20)).map_err(|error| failed(&error))?;
+    // A font's highest letters may rise above its line.
+    let area = root.margin(sheet.px(8), 0, 0, 0);
+    let area = area.titled(&title, sheet.text(20)).map_err(|error| failed(&error))?;
     let plots = [
         ("flows a second", flows(story)),
         ("active flows", groups(story, |_, figures| figures.active as f64)),
@@ -70,37 +171,37 @@ fn picture(story: &Story, wanted: &Wanted, zone: &TimeZone) -> anyhow::Result<St
         ("dropped or answered frames a second, by reason", reasons(story)),
     ];
     for (area, (title, curves)) in area.split_evenly((plots.len(), 1)).iter().zip(plots) {
-        plot(area, title, curves, story, wanted.from..wanted.until, zone)
-            .map_err(|error| failed(&error))?;
+        plot(area, sheet, title, curves).map_err(|error| failed(&error))?;
     }
-    root.present().map_err(|error| failed(&error))?;
-    drop((area, root));
-    Ok(text)
+    root.present().map_err(|error| failed(&error))
 }
 
 /// One plot. Grey: nothing is recorded. Thin lines: something happened.
-fn plot(
-    area: &DrawingArea<SVGBackend<'_>, Shift>,
+fn plot<B: DrawingBackend>(
+    area: &DrawingArea<B, Shift>,
+    sheet: &Sheet<'_>,
     title: &str,
     curves: Vec<Curve>,
-    story: &Story,
-    window: Range<u64>,
-    zone: &TimeZone,
-) -> Result<(), Box<dyn std::error::Error>> {
+) -> Result<(), DrawingAreaErrorKind<B::ErrorType>> {
+    let Sheet { story, zone, .. } = *sheet;
     let values = curves.iter().flat_map(|(_, points)| points).map(|(_, value)| *value);
     let top = values.fold(LITTLE, f64::max) * 1.05;
     let mut chart = plotters::chart::ChartBuilder::on(area)
-        .caption(title, ("sans-serif", 16))
-        .margin(8)
+        .caption(title, sheet.text(16))
+        .margin(sheet.px(8))
         // For half of the last label.
-        .margin_right(32)
-        .x_label_area_size(24)
-        .y_label_area_size(72)
-        .build_cartesian_2d(window.clone(), 0.0..top)?;
+        .margin_right(sheet.px(32))
+        .x_label_area_size(sheet.px(24))
+        .y_label_area_size(sheet.px(72))
+        .build_cartesian_2d(sheet.window.clone(), 0.0..top)?;
     chart
         .configure_mesh()
         .disable_x_mesh()
         .light_line_style(WHITE)
+        .bold_line_style(BLACK.mix(0.2).stroke_width(sheet.px(1)))
+        .axis_style(BLACK.stroke_width(sheet.px(1)))
+        .set_all_tick_mark_size(sheet.px(5))
+        .label_style(sheet.text(12))
         .x_labels(10)
         .y_labels(5)
         .x_label_formatter(&|second| time(*second, zone))
@@ -112,19 +213,27 @@ fn plot(
     }))?;
     chart.draw_series(story.events.iter().map(|event| {
         let second = second_of(event);
-        PathElement::new(vec![(second, 0.0), (second, top)], GREY.stroke_width(1))
+        PathElement::new(vec![(second, 0.0), (second, top)], GREY.stroke_width(sheet.px(1)))
     }))?;
     let is_empty = curves.is_empty();
     for (number, (label, points)) in curves.into_iter().enumerate() {
-        let style: ShapeStyle = COLOURS[number % COLOURS.len()].stroke_width(2);
+        let style: ShapeStyle = COLOURS[number % COLOURS.len()].stroke_width(sheet.px(2));
         let mut label = Some(label);
         for part in pieces(points, story) {
-            let drawn = chart.draw_series(LineSeries::new(part, style))?;
+            let drawn = match *part {
+                // No line: between two gaps.
+                [second] => {
+                    let dot = Circle::new(second, sheet.px(2), style.color.filled());
+                    chart.draw_series([dot])?
+                }
+                _ => chart.draw_series(LineSeries::new(part, style))?,
+            };
             // One entry for all pieces.
             if let Some(label) = label.take() {
+                let length = sheet.px(16) as i32;
                 drawn
                     .label(label)
-                    .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + 16, y)], style));
+                    .legend(move |(x, y)| PathElement::new(vec![(x, y), (x + length, y)], style));
             }
         }
     }
@@ -132,6 +241,9 @@ fn plot(
         chart
             .configure_series_labels()
             .position(SeriesLabelPosition::UpperRight)
+            .label_font(sheet.text(12))
+            .legend_area_size(sheet.px(24))
+            .margin(sheet.px(8))
             .background_style(WHITE.mix(0.8))
             .border_style(BLACK.mix(0.2))
             .draw()?;

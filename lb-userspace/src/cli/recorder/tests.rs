@@ -1,3 +1,5 @@
+use std::{io::Cursor, ops::Range};
+
 use lb_common::reason::Reason;
 
 use super::*;
@@ -106,20 +108,52 @@ fn a_name_that_had_nothing_is_told_with_those_that_had() {
     );
 }
 
-#[test]
-fn a_picture_has_a_line_for_each_thing_and_grey_where_nothing_is_known() {
+/// Draws the story into a file of that extension; its bytes.
+fn drawn(extension: &str) -> Vec<u8> {
     let (story, wanted) = story();
     let directory = tempfile::tempdir().expect("a directory");
-    let file = directory.path().join("plot.svg");
+    let path = directory.path().join("plot").with_extension(extension);
+    let file = path.display().to_string().parse().expect("a picture's name");
     plot::draw(&file, &story, &wanted, &TimeZone::UTC).expect("drawn");
-    let picture = std::fs::read_to_string(&file).expect("a file");
+    std::fs::read(&path).expect("a file")
+}
+
+#[test]
+fn a_picture_has_a_line_for_each_thing_and_grey_where_nothing_is_known() {
+    let picture = String::from_utf8(drawn("svg")).expect("a text");
     assert!(picture.starts_with("<svg") && picture.trim_end().ends_with("</svg>"));
     for text in ["new flows", "active flows", "web", "no_backend", "07:30:0"] {
         assert!(picture.contains(text), "no {text:?} in {picture}");
     }
+    assert!(picture.contains("<circle"), "the second behind the gap, alone");
     assert!(!picture.contains("not_ip"), "what is passed is no loss");
-    let error = plot::draw(&file.with_extension("gif"), &story, &wanted, &TimeZone::UTC);
-    assert!(error.expect_err("no SVG").to_string().contains(".svg"));
+}
+
+#[test]
+fn a_picture_in_pixels_has_the_same_lines_and_letters_without_any_font_here() {
+    let bytes = drawn("PNG");
+    let mut reader = png::Decoder::new(Cursor::new(bytes)).read_info().expect("a PNG");
+    let mut pixels = vec![0; reader.output_buffer_size().expect("of a size")];
+    let info = reader.next_frame(&mut pixels).expect("whole");
+    assert_eq!((info.width, info.height), (2400, 2000));
+    let count = |colour: [u8; 3]| pixels.chunks(3).filter(|pixel| *pixel == colour).count();
+    let rows = |colour: [u8; 3], rows: Range<usize>| {
+        let row = info.width as usize * 3;
+        let part = &pixels[rows.start * row..rows.end * row];
+        part.chunks(3).filter(|pixel| *pixel == colour).count()
+    };
+    assert!(count([255; 3]) > 2_000_000, "mostly white");
+    assert!(count([0, 114, 178]) > 1000, "the first line of each plot");
+    // Nothing but the title is up there.
+    assert!(rows([0; 3], 0..48) > 300, "no title");
+}
+
+#[test]
+fn a_file_that_is_no_picture_is_refused_by_its_name() {
+    for name in ["minute.gif", "minute", "minute.svg.bak", ".png"] {
+        let error = name.parse::<plot::File>().expect_err(name);
+        assert_eq!(error, "pictures are SVG or PNG: name the file *.svg or *.png");
+    }
 }
 
 #[test]
