@@ -14,7 +14,7 @@ use super::{
     Output,
     events::tone,
     figures::{bytes, exact, plural, seconds as duration, short},
-    table::{Cell, Palette, Side::Left, Side::Right, Table, Tone},
+    table::{Cell, Palette, Side, Side::Left, Side::Right, Table, Tone},
     when::When,
 };
 use crate::{
@@ -188,17 +188,8 @@ fn rows(story: &Story) -> Vec<Row<'_>> {
 }
 
 fn by_second(story: &Story, zone: &TimeZone) -> Table {
-    let mut table = Table::new(&[
-        ("TIME", Left),
-        ("NEW FLOWS", Right),
-        ("HANDSHAKES", Right),
-        ("SYN AGAIN", Right),
-        ("RESETS", Right),
-        ("ACTIVE", Right),
-        ("PACKETS", Right),
-        ("BYTES", Right),
-        ("", Left),
-    ]);
+    let translates = story.translates();
+    let mut table = Table::new(&[&[("TIME", Left)], heads(translates), &[("", Left)]].concat());
     let mut events = story.events.iter().peekable();
     for row in rows(story) {
         match &row {
@@ -217,7 +208,7 @@ fn by_second(story: &Story, zone: &TimeZone) -> Table {
             Row::Second(told) => {
                 let late = told.span_seconds >= 1.5;
                 let span = format!("{:.1} s together", told.span_seconds);
-                let counts = cells(&told.total.0);
+                let counts = cells(&told.total.0, translates);
                 let note = if late { Cell::from(span) } else { "".into() };
                 let cells = std::iter::once(time(told.second, zone).into()).chain(counts);
                 table.row(cells.chain([note]));
@@ -233,23 +224,53 @@ fn by_second(story: &Story, zone: &TimeZone) -> Table {
     table
 }
 
-fn cells(figures: &recorder::Figures) -> [Cell; 7] {
+/// What is told in figures; of services that translate, more.
+const HEADS: [(&str, Side); 11] = [
+    ("NEW FLOWS", Right),
+    ("HANDSHAKES", Right),
+    ("SYN AGAIN", Right),
+    ("RESETS", Right),
+    ("ACTIVE", Right),
+    ("PACKETS", Right),
+    ("BYTES", Right),
+    // From here on: translated.
+    ("RETURNED", Right),
+    ("RETURN BYTES", Right),
+    ("REFUSED", Right),
+    ("BACKEND RESETS", Right),
+];
+/// What is told of all services.
+const OF_ALL: usize = 7;
+
+fn heads(translates: bool) -> &'static [(&'static str, Side)] {
+    if translates { &HEADS } else { &HEADS[..OF_ALL] }
+}
+
+/// The cells under [`heads`].
+fn cells(figures: &recorder::Figures, translates: bool) -> impl Iterator<Item = Cell> {
     let event = |event| figures.event(event);
     let again = event(Count::SynRetransmission);
-    let resets = [Count::Reset, Count::ClientReset, Count::BackendReset, Count::Refusal];
-    let resets = resets.into_iter().map(event).sum();
+    let (refused, by_backend) = (event(Count::Refusal), event(Count::BackendReset));
+    let resets = [Count::Reset, Count::ClientReset].into_iter().map(event).sum::<u64>();
     let doubtful = |count: u64| {
         Cell::toned(if count > 0 { Tone::Doubtful } else { Tone::Plain }, short(count))
     };
-    [
+    let translated = |cell: Cell| if figures.returned.is_some() { cell } else { "-".into() };
+    let returned = figures.returned.unwrap_or_default();
+    let cells: [Cell; HEADS.len()] = [
         short(event(Count::NewFlow)).into(),
         short(event(Count::Handshake)).into(),
         doubtful(again),
-        doubtful(resets),
+        doubtful(resets + refused + by_backend),
         short(figures.active).into(),
         short(figures.packets).into(),
         bytes(figures.bytes).into(),
-    ]
+        translated(short(returned.packets).into()),
+        translated(bytes(returned.bytes).into()),
+        translated(doubtful(refused)),
+        translated(doubtful(by_backend)),
+    ];
+    cells.into_iter().take(heads(translates).len())
 }
 
 /// What stands out in a second: changes, backends in trouble, frames that went nowhere.
@@ -336,18 +357,10 @@ fn tell(event: &Event) -> Cell {
 fn sums(story: &Story, palette: Palette) -> String {
     let mut text = String::new();
     if !story.backends.is_empty() {
-        let mut table = Table::new(&[
-            ("BACKEND", Left),
-            ("NEW FLOWS", Right),
-            ("HANDSHAKES", Right),
-            ("SYN AGAIN", Right),
-            ("RESETS", Right),
-            ("ACTIVE", Right),
-            ("PACKETS", Right),
-            ("BYTES", Right),
-        ]);
+        let translates = story.translates();
+        let mut table = Table::new(&[&[("BACKEND", Left)], heads(translates)].concat());
         for portion in &story.backends {
-            let counts = cells(&portion.counts.0);
+            let counts = cells(&portion.counts.0, translates);
             table.row(std::iter::once(name(portion).into()).chain(counts));
         }
         text += &format!("\n{}", table.render(palette));

@@ -5,6 +5,8 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
+use lb_common::{abi::Traffic, forward::Forwarding};
+
 use super::State;
 use crate::{
     datapath::BackendCounters,
@@ -12,7 +14,7 @@ use crate::{
     instance::Instance,
     journal::Journal,
     model::{Backend, Desired, Identity, Service},
-    recorder::{Condition, Figures, Reading, Recorder, Tally},
+    recorder::{Condition, Figures, Reading, Recorder, Returned, Tally},
 };
 
 /// The recorder, and what it was given last.
@@ -76,7 +78,8 @@ impl State {
         let mut tally = std::mem::take(&mut self.recording.tally);
         let readings = counters.iter().filter_map(|(index, counters)| {
             let identity = self.identity(*index)?;
-            let totals = figures(counters, self.sweep.active[usize::from(*index)]);
+            let active = self.sweep.active[usize::from(*index)];
+            let totals = figures(counters, active, self.translates(*index));
             Some(match named.get(&identity) {
                 Some((service, backend)) => Reading {
                     identity,
@@ -103,6 +106,12 @@ impl State {
         }
     }
 
+    /// Whether the packets of a backend of the maps are translated, both ways.
+    fn translates(&self, index: u16) -> bool {
+        let backend = self.image.backends.get(&index);
+        backend.is_some_and(|backend| backend.forwarding == Forwarding::Nat as u8)
+    }
+
     fn stands(&self, service: &Service, backend: &Backend) -> Condition {
         let standing = self.judge.standings().of(service, backend);
         let health = standing.map_or(health::State::Unknown, |standing| standing.health);
@@ -110,10 +119,12 @@ impl State {
     }
 }
 
-fn figures(counters: &BackendCounters, active: u32) -> Figures {
+fn figures(counters: &BackendCounters, active: u32, translated: bool) -> Figures {
+    let Traffic { bytes, return_packets, return_bytes, .. } = counters.traffic;
     Figures {
         packets: counters.traffic.forwarded(),
-        bytes: counters.traffic.bytes + counters.traffic.return_bytes,
+        bytes: bytes + return_bytes,
+        returned: translated.then_some(Returned { packets: return_packets, bytes: return_bytes }),
         active: active.into(),
         events: counters.events,
     }

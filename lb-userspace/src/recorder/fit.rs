@@ -101,6 +101,7 @@ mod tests {
                 packets: 10_000 + backend,
                 bytes: 10_000_000,
                 active: 1000,
+                returned: None,
                 events: std::array::from_fn(|event| {
                     let counted = [Event::NewFlow as usize, Event::Handshake as usize];
                     if counted.contains(&event) { 300 } else { 0 }

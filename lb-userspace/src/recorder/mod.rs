@@ -17,7 +17,7 @@ use std::path::{Path, PathBuf};
 
 pub use self::{
     ring::{Error, Recording, read},
-    second::{Condition, Figures, Line, Party, Second},
+    second::{Condition, Figures, Line, Party, Returned, Second},
     story::{Counts, Gap, Portion, Story, Told, Wanted, second_of},
     tally::{Reading, Tally},
     writer::Recorder,

@@ -4,13 +4,15 @@
 //! ```text
 //! segment: header, records, 8 zero bytes
 //! header:  "SLUICE\0R", version u32, CRC-32 of the rest u32, sequence u64, zero u64
+//!          version 2: of today; 1: what was forwarded to clients is not told apart
 //! record:  length u32, CRC-32 of sequence, length and bytes u32, bytes (`second`)
 //! ```
 //!
 //! All integers are little-endian. The largest sequence is the newest segment. What a segment
 //! held in an earlier round has another sequence in its checksums, and so is no record any more;
 //! nor is one that was written by half. Nothing is flushed each second: what the kernel was handed
-//! survives the daemon, not the power. The room is reserved when the file is made, so that a disk
+//! survives the daemon, not the power. A segment of an older version is
+//! read until its turn comes to be written anew; today's records are never put into one. The room is reserved when the file is made, so that a disk
 //! that fills up later does not end the recording.
 
 use std::{
@@ -26,7 +28,11 @@ use nix::{
     fcntl::{FallocateFlags, fallocate},
 };
 
-use super::{Party, Second, fit::fit, second::Names};
+use super::{
+    Party, Second,
+    fit::fit,
+    second::{Format, Names},
+};
 
 /// Bytes of a segment.
 const SEGMENT: usize = 1 << 20;
@@ -35,8 +41,8 @@ const HEADER: usize = 32;
 /// Bytes in front of a record's own; so many zeros stand behind the last one.
 const FRAME: usize = 8;
 const MAGIC: &[u8; 8] = b"SLUICE\0R";
-/// Of this format.
-const VERSION: u32 = 1;
+/// What the header has for a format.
+const VERSIONS: [(u32, Format); 2] = [(1, Format::Unreturned), (2, Format::Today)];
 /// Seconds that are kept at least.
 const KEPT: usize = 3600;
 /// Bytes of a second at least, and at most.
@@ -109,7 +115,7 @@ pub(super) struct Ring {
     file: File,
     /// By place; `None`: free.
     sequences: Vec<Option<u64>>,
-    /// The place of the newest segment.
+    /// The place of the newest segment; `None`: the next record begins another.
     current: Option<usize>,
     /// Where in it the next record begins.
     end: usize,
@@ -135,21 +141,29 @@ impl Ring {
             .mode(0o640)
             .open(path)?;
         let places = file.metadata()?.len().div_ceil(SEGMENT as u64) as usize;
-        let mut sequences = Vec::with_capacity(places);
+        let mut headers = Vec::with_capacity(places);
         for place in 0..places {
-            sequences.push(parse_header(&read_at(&file, place, HEADER)?));
+            headers.push(Header::parse(&read_at(&file, place, HEADER)?));
         }
-        let current = newest(&sequences);
-        let mut ring =
-            Self { file, sequences, current, end: HEADER, names: Names::default(), reserved: 0 };
-        if let Some((place, sequence)) =
-            current.and_then(|place| Some((place, ring.sequences[place]?)))
+        let sequences = headers.iter().map(|header| Some((*header)?.sequence)).collect();
+        let mut ring = Self {
+            file,
+            sequences,
+            current: None,
+            end: HEADER,
+            names: Names::default(),
+            reserved: 0,
+        };
+        let newest =
+            headers.into_iter().zip(0..).filter_map(|(header, place)| Some((header?, place)));
+        if let Some((header, place)) = newest.max_by_key(|(header, _)| header.sequence)
+            && header.format == Format::Today
         {
             let bytes = read_at(&ring.file, place, SEGMENT)?;
-            let mut records = Records::new(&bytes, sequence);
+            let mut records = Records::new(&bytes, header);
             // Its names are needed, and its end.
             while records.next().is_some() {}
-            (ring.end, ring.names) = (records.at, records.names);
+            (ring.current, ring.end, ring.names) = (Some(place), records.at, records.names);
         }
         Ok(ring)
     }
@@ -206,7 +220,7 @@ impl Ring {
                 places.min_by_key(|(sequence, _)| **sequence).map_or(0, |(_, place)| place)
             }
         };
-        let mut start = header(sequence).to_vec();
+        let mut start = Header { format: Format::Today, sequence }.bytes().to_vec();
         start.extend([0; FRAME]);
         // Half a header is none: the place is then free.
         self.sequences[place] = None;
@@ -255,20 +269,20 @@ pub fn read(path: &Path, window: &RangeInclusive<u64>) -> Result<Recording, Erro
     let mut segments = Vec::new();
     let mut recording = Recording::default();
     for place in 0..length.div_ceil(SEGMENT as u64) as usize {
-        let header = read_at(&file, place, HEADER).map_err(failed)?;
-        match parse_header(&header) {
-            Some(sequence) => segments.push((sequence, place)),
-            None => recording.damaged += usize::from(header.iter().any(|byte| *byte != 0)),
+        let bytes = read_at(&file, place, HEADER).map_err(failed)?;
+        match Header::parse(&bytes) {
+            Some(header) => segments.push((header, place)),
+            None => recording.damaged += usize::from(bytes.iter().any(|byte| *byte != 0)),
         }
     }
     if segments.is_empty() && recording.damaged > 0 {
         return Err(Error::Unreadable { path: path.to_owned() });
     }
-    segments.sort_unstable();
-    let newest = segments.last().map(|(sequence, _)| *sequence);
-    for (sequence, place) in segments {
+    segments.sort_unstable_by_key(|(header, place)| (header.sequence, *place));
+    let newest = segments.last().map(|(header, _)| header.sequence);
+    for (header, place) in segments {
         let bytes = read_at(&file, place, SEGMENT).map_err(failed)?;
-        let mut records = Records::new(&bytes, sequence);
+        let mut records = Records::new(&bytes, header);
         for second in records.by_ref() {
             recording.oldest.get_or_insert(second.at);
             recording.newest = Some(second.at);
@@ -277,7 +291,7 @@ pub fn read(path: &Path, window: &RangeInclusive<u64>) -> Result<Recording, Erro
             }
         }
         // The daemon may just be writing the newest, or have died over it.
-        let is_cut = !records.is_at_end() && Some(sequence) != newest;
+        let is_cut = !records.is_at_end() && Some(header.sequence) != newest;
         recording.damaged += usize::from(is_cut);
     }
     Ok(recording)
@@ -286,15 +300,15 @@ pub fn read(path: &Path, window: &RangeInclusive<u64>) -> Result<Recording, Erro
 /// The whole records of a segment, up to the first that is not.
 struct Records<'b> {
     bytes: &'b [u8],
-    sequence: u64,
+    header: Header,
     names: Names,
     /// Where the next one begins.
     at: usize,
 }
 
 impl<'b> Records<'b> {
-    fn new(bytes: &'b [u8], sequence: u64) -> Self {
-        Self { bytes, sequence, names: Names::default(), at: HEADER }
+    fn new(bytes: &'b [u8], header: Header) -> Self {
+        Self { bytes, header, names: Names::default(), at: HEADER }
     }
 
     fn frame(&self) -> Option<(u32, u32)> {
@@ -316,10 +330,10 @@ impl Iterator for Records<'_> {
         let (length, sum) = self.frame().filter(|(length, _)| *length > 0)?;
         let from = self.at + FRAME;
         let bytes = self.bytes.get(from..from.checked_add(length as usize)?)?;
-        if checksum(self.sequence, bytes) != sum {
+        if checksum(self.header.sequence, bytes) != sum {
             return None;
         }
-        let second = self.names.decode(bytes)?;
+        let second = self.names.decode(bytes, self.header.format)?;
         self.at = from + bytes.len();
         Some(second)
     }
@@ -343,26 +357,35 @@ fn checksum(sequence: u64, bytes: &[u8]) -> u32 {
     hasher.finalize()
 }
 
-fn header(sequence: u64) -> [u8; HEADER] {
-    let mut header = [0; HEADER];
-    header[..8].copy_from_slice(MAGIC);
-    header[8..12].copy_from_slice(&VERSION.to_le_bytes());
-    header[16..24].copy_from_slice(&sequence.to_le_bytes());
-    let sum = crc32fast::hash(&header);
-    header[12..16].copy_from_slice(&sum.to_le_bytes());
-    header
+/// What a segment begins with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Header {
+    /// Of its records.
+    format: Format,
+    /// The larger, the newer.
+    sequence: u64,
 }
 
-/// The sequence in a header, if it is one.
-fn parse_header(bytes: &[u8]) -> Option<u64> {
-    let sequence: [u8; 8] = bytes.get(16..24)?.try_into().ok()?;
-    let sequence = u64::from_le_bytes(sequence);
-    (bytes == header(sequence)).then_some(sequence)
-}
+impl Header {
+    fn bytes(self) -> [u8; HEADER] {
+        let version = VERSIONS.iter().find(|(_, format)| *format == self.format);
+        let version = version.map_or(0, |(version, _)| *version);
+        let mut header = [0; HEADER];
+        header[..8].copy_from_slice(MAGIC);
+        header[8..12].copy_from_slice(&version.to_le_bytes());
+        header[16..24].copy_from_slice(&self.sequence.to_le_bytes());
+        let sum = crc32fast::hash(&header);
+        header[12..16].copy_from_slice(&sum.to_le_bytes());
+        header
+    }
 
-fn newest(sequences: &[Option<u64>]) -> Option<usize> {
-    let places = sequences.iter().zip(0..).filter(|(sequence, _)| sequence.is_some());
-    places.max_by_key(|(sequence, _)| **sequence).map(|(_, place)| place)
+    /// The header that these bytes are, if they are one.
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let sequence: [u8; 8] = bytes.get(16..24)?.try_into().ok()?;
+        let sequence = u64::from_le_bytes(sequence);
+        let mut headers = VERSIONS.iter().map(|(_, format)| Self { format: *format, sequence });
+        headers.find(|header| bytes == header.bytes())
+    }
 }
 
 const fn offset(place: usize) -> u64 {

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use lb_common::counters::{EVENTS, Event};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::control::api::{Admin, Health};
 
@@ -59,17 +59,28 @@ pub enum Party {
 }
 
 /// What was counted.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(from = "Vec<u64>", into = "Vec<u64>")]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Figures {
     /// Frames forwarded, in both directions where both come through here.
     pub packets: u64,
     /// Their bytes, as received.
     pub bytes: u64,
+    /// Those of them that came from a backend; `None` where backends answer their clients
+    /// directly and nobody here sees it.
+    pub returned: Option<Returned>,
     /// Active flows at the end of the second: a level, no count.
     pub active: u64,
     /// Events, in the order of [`Event::ALL`].
     pub events: [u64; EVENTS],
+}
+
+/// What was forwarded from backends to their clients.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Returned {
+    /// Frames.
+    pub packets: u64,
+    /// Their bytes, as received.
+    pub bytes: u64,
 }
 
 /// What an operator said of a backend, and what was seen of it. The order of both lists is part
@@ -108,14 +119,19 @@ impl Figures {
 
     /// Whether nothing was counted and no flow is there.
     pub fn are_nothing(&self) -> bool {
-        *self == Self::default()
+        *self == Self { returned: self.returned, ..Self::default() }
     }
 
     /// Both together.
     pub fn add(&mut self, other: &Self) {
-        let Self { packets, bytes, active, events } = other;
+        let Self { packets, bytes, returned, active, events } = other;
         self.packets = self.packets.saturating_add(*packets);
         self.bytes = self.bytes.saturating_add(*bytes);
+        if let Some(more) = returned {
+            let sum = self.returned.get_or_insert_default();
+            sum.packets = sum.packets.saturating_add(more.packets);
+            sum.bytes = sum.bytes.saturating_add(more.bytes);
+        }
         self.active = self.active.saturating_add(*active);
         for (sum, count) in self.events.iter_mut().zip(events) {
             *sum = sum.saturating_add(*count);
@@ -139,23 +155,13 @@ impl Figures {
     }
 }
 
-/// A list, so that another build's recording can be read that counts more events, or fewer.
-impl From<Figures> for Vec<u64> {
-    fn from(figures: Figures) -> Self {
-        let Figures { packets, bytes, active, events } = figures;
-        let mut list: Self = [packets, bytes, active].into_iter().chain(events).collect();
-        let length = list.iter().rposition(|count| *count != 0).map_or(0, |last| last + 1);
-        list.truncate(length);
-        list
-    }
-}
-
-impl From<Vec<u64>> for Figures {
-    fn from(list: Vec<u64>) -> Self {
-        let at = |place: usize| list.get(place).copied().unwrap_or(0);
-        let events = std::array::from_fn(|event| at(event + 3));
-        Self { packets: at(0), bytes: at(1), active: at(2), events }
-    }
+/// What a record looks like. A segment has records of one format.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Format {
+    /// Without [`Figures::returned`]: of 0.1 before it translated.
+    Unreturned,
+    /// As records are written today.
+    Today,
 }
 
 /// The names that a segment has so far, each by its number.
@@ -166,21 +172,38 @@ pub(super) struct Names {
 }
 
 #[derive(Serialize, Deserialize)]
-struct WireSecond {
+struct WireSecond<L> {
     at: u64,
     span_ms: u32,
     reasons: Vec<(u16, u64)>,
     /// Those that have no number yet; they get the next ones.
     names: Vec<Party>,
-    lines: Vec<WireLine>,
+    lines: Vec<L>,
 }
 
+/// A line of [`Format::Today`].
 #[derive(Serialize, Deserialize)]
 struct WireLine {
+    line: UnreturnedLine,
+    returned: Option<Returned>,
+}
+
+/// A line of [`Format::Unreturned`].
+#[derive(Serialize, Deserialize)]
+struct UnreturnedLine {
     party: u32,
-    figures: Figures,
+    /// Packets, bytes, active flows, then events in the order of [`Event::ALL`]; zeros at the end
+    /// are left out. A list, so that another build's recording can be read that counts more
+    /// events, or fewer.
+    counts: Vec<u64>,
     condition: Option<Condition>,
     before: Option<Condition>,
+}
+
+impl From<UnreturnedLine> for WireLine {
+    fn from(line: UnreturnedLine) -> Self {
+        Self { line, returned: None }
+    }
 }
 
 /// Bytes of a second without lines and reasons, at most: two numbers, three lengths.
@@ -230,15 +253,29 @@ impl Names {
     }
 
     /// The second that bytes stand for, with its names learned; `None` if they stand for none.
-    pub(super) fn decode(&mut self, bytes: &[u8]) -> Option<Second> {
-        let (wire, rest) = postcard::take_from_bytes::<WireSecond>(bytes).ok()?;
+    pub(super) fn decode(&mut self, bytes: &[u8], format: Format) -> Option<Second> {
+        match format {
+            Format::Unreturned => self.decode_lines::<UnreturnedLine>(bytes),
+            Format::Today => self.decode_lines::<WireLine>(bytes),
+        }
+    }
+
+    fn decode_lines<L: DeserializeOwned + Into<WireLine>>(
+        &mut self,
+        bytes: &[u8],
+    ) -> Option<Second> {
+        let (wire, rest) = postcard::take_from_bytes::<WireSecond<L>>(bytes).ok()?;
         if !rest.is_empty() {
             return None;
         }
         self.learn(wire.names);
         let lines = wire.lines.into_iter().map(|line| {
+            let WireLine { line, returned } = line.into();
             let party = self.parties.get(line.party as usize)?.clone();
-            let WireLine { figures, condition, before, .. } = line;
+            let UnreturnedLine { counts, condition, before, .. } = line;
+            let at = |place: usize| counts.get(place).copied().unwrap_or(0);
+            let events = std::array::from_fn(|event| at(event + 3));
+            let figures = Figures { packets: at(0), bytes: at(1), active: at(2), returned, events };
             Some(Line { party, figures, condition, before })
         });
         let lines = lines.collect::<Option<Vec<Line>>>()?;
@@ -248,8 +285,12 @@ impl Names {
 }
 
 fn wire_line(line: &Line, party: u32) -> WireLine {
-    let Line { figures, condition, before, .. } = line;
-    WireLine { party, figures: *figures, condition: *condition, before: *before }
+    let Line { figures, condition, before, .. } = *line;
+    let Figures { packets, bytes, returned, active, events } = figures;
+    let mut counts: Vec<u64> = [packets, bytes, active].into_iter().chain(events).collect();
+    let length = counts.iter().rposition(|count| *count != 0).map_or(0, |last| last + 1);
+    counts.truncate(length);
+    WireLine { line: UnreturnedLine { party, counts, condition, before }, returned }
 }
 
 fn size(of: &impl Serialize) -> usize {
@@ -281,10 +322,12 @@ pub(super) mod tests {
 
     fn line() -> impl Strategy<Value = Line> {
         let count = || prop_oneof![Just(0), 0..300_u64, any::<u64>()];
-        let figures = (count(), count(), count(), vec(count(), EVENTS));
-        let figures = figures.prop_map(|(packets, bytes, active, events)| Figures {
+        let returned = (count(), count()).prop_map(|(packets, bytes)| Returned { packets, bytes });
+        let figures = (count(), count(), option::of(returned), count(), vec(count(), EVENTS));
+        let figures = figures.prop_map(|(packets, bytes, returned, active, events)| Figures {
             packets,
             bytes,
+            returned,
             active,
             events: std::array::from_fn(|event| events[event]),
         });
@@ -309,29 +352,60 @@ pub(super) mod tests {
                 let most = EMPTY_BYTES + REASON_BYTES * second.reasons.len() + cost;
                 prop_assert!(bytes.len() <= most, "{} > {most}", bytes.len());
                 writer.learn(names);
-                prop_assert_eq!(reader.decode(&bytes), Some(second));
+                prop_assert_eq!(reader.decode(&bytes, Format::Today), Some(second));
             }
         }
 
         #[test]
         fn any_bytes_are_a_second_or_none(bytes in vec(any::<u8>(), 0..200)) {
-            let _ = Names::default().decode(&bytes);
+            for format in [Format::Unreturned, Format::Today] {
+                let _ = Names::default().decode(&bytes, format);
+            }
         }
 
         #[test]
         fn what_is_cut_is_no_second(second in second(), cut in 1..20_usize) {
             let (bytes, _) = Names::default().encode(&second);
             let cut = bytes.len().saturating_sub(cut);
-            prop_assert_eq!(Names::default().decode(&bytes[..cut]), None);
+            prop_assert_eq!(Names::default().decode(&bytes[..cut], Format::Today), None);
         }
     }
 
+    /// A second of one line with such counts, its party new.
+    fn bytes(counts: &[u64]) -> Vec<u8> {
+        let line =
+            UnreturnedLine { party: 0, counts: counts.to_vec(), condition: None, before: None };
+        let lines = vec![WireLine::from(line)];
+        let names = vec![Party::Rest];
+        let wire = WireSecond { at: 1, span_ms: 1000, reasons: vec![], names, lines };
+        postcard::to_stdvec(&wire).expect("bytes")
+    }
+
     #[test]
-    fn a_build_that_counts_more_is_read() {
-        let mut list = Vec::from(Figures { packets: 7, events: [1; EVENTS], ..Figures::default() });
-        list.extend([9, 9]);
-        let figures = Figures::from(list);
-        assert_eq!((figures.packets, figures.events), (7, [1; EVENTS]));
-        assert_eq!(Figures::from(vec![7]).packets, 7);
+    fn a_build_that_counts_more_events_is_read_and_one_that_counts_fewer() {
+        let figures = |counts: &[u64]| {
+            let second = Names::default().decode(&bytes(counts), Format::Today);
+            second.expect("a second").lines[0].figures
+        };
+        let more = figures(&[[7, 0, 0].as_slice(), &[1; EVENTS + 2]].concat());
+        assert_eq!((more.packets, more.events), (7, [1; EVENTS]));
+        assert_eq!(figures(&[7]), Figures { packets: 7, ..Figures::default() });
+    }
+
+    #[test]
+    fn what_was_recorded_before_answers_were_is_read() {
+        // As version 1 has it: {at: 10, span_ms: 1000, reasons: [(1, 7)]}, one backend, healthy.
+        let bytes = [
+            10, 0xe8, 7, 1, 1, 7, 1, 0, 3, b'w', b'e', b'b', 5, b'w', b'e', b'b', b'-', b'1', 1, 0,
+            4, 0x90, 3, 0xa0, 0x96, 3, 30, 5, 1, 0, 1, 0,
+        ];
+        let second = Names::default().decode(&bytes, Format::Unreturned).expect("a second");
+        assert_eq!((second.at, second.span_ms, &*second.reasons), (10, 1000, &[(1, 7)][..]));
+        let [line] = &*second.lines else { panic!("{second:?}") };
+        assert_eq!((line.party.service(), line.party.backend()), (Some("web"), Some("web-1")));
+        let mut figures = Figures { packets: 400, bytes: 52_000, active: 30, ..line.figures };
+        figures.events[Event::NewFlow as usize] = 5;
+        assert_eq!((line.figures, line.figures.returned), (figures, None));
+        assert_eq!(Names::default().decode(&bytes, Format::Today), None, "never misread");
     }
 }

@@ -113,16 +113,19 @@ pub struct Portion {
     pub health_before: Option<Health>,
 }
 
-/// What was counted. In JSON each event has its name.
+/// What was counted. In JSON each event has its name; what was returned to clients is null where
+/// nobody here sees it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Counts(pub Figures);
 
 impl Serialize for Counts {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
-        let Figures { packets, bytes, active, .. } = self.0;
+        let Figures { packets, bytes, returned, active, .. } = self.0;
         let mut map = serializer.serialize_map(None)?;
         map.serialize_entry("packets", &packets)?;
         map.serialize_entry("bytes", &bytes)?;
+        map.serialize_entry("return_packets", &returned.map(|returned| returned.packets))?;
+        map.serialize_entry("return_bytes", &returned.map(|returned| returned.bytes))?;
         map.serialize_entry("active_flows", &active)?;
         for event in Count::ALL {
             map.serialize_entry(event.name(), &self.0.event(event))?;
@@ -174,6 +177,11 @@ impl Portion {
 }
 
 impl Story {
+    /// Whether some of it is of services that translate: the answers came through here.
+    pub fn translates(&self) -> bool {
+        self.backends.iter().any(|portion| portion.counts.0.returned.is_some())
+    }
+
     /// What a recording and the journal have of what is wanted. Events are those of the window, or
     /// more.
     pub fn new(recording: &Recording, events: Vec<Event>, wanted: &Wanted) -> Self {

@@ -4,7 +4,7 @@ use std::{borrow::Cow, collections::HashMap, time::Instant};
 
 use lb_common::counters::EVENTS;
 
-use super::{Condition, Figures, Line, Party, Second};
+use super::{Condition, Figures, Line, Party, Returned, Second};
 use crate::model::Identity;
 
 /// What the counters say of one backend.
@@ -77,6 +77,13 @@ fn line(reading: Reading<'_>, last: Option<&(Figures, Option<Condition>)>) -> Op
     let figures = Figures {
         packets: since(reading.totals.packets, totals.packets),
         bytes: since(reading.totals.bytes, totals.bytes),
+        returned: reading.totals.returned.map(|now| {
+            let before = totals.returned.unwrap_or_default();
+            Returned {
+                packets: since(now.packets, before.packets),
+                bytes: since(now.bytes, before.bytes),
+            }
+        }),
         active: reading.totals.active,
         events: std::array::from_fn::<_, EVENTS, _>(|event| {
             since(reading.totals.events[event], totals.events[event])
@@ -137,6 +144,27 @@ mod tests {
         let figures = line.figures;
         assert_eq!((figures.packets, figures.bytes, figures.active), (10, 600, 3));
         assert_eq!((line.condition, line.before), (Some(WELL), None));
+    }
+
+    #[test]
+    fn answers_that_come_through_here_are_told_and_that_there_are_none() {
+        let translated = |packets, answers: u64| {
+            let mut reading = reading(1, packets, 0, WELL);
+            let returned = Returned { packets: answers, bytes: 1500 * answers };
+            reading.totals.returned = Some(returned);
+            reading
+        };
+        let mut tally = Tally::default();
+        let now = Instant::now();
+        tally.second(1, now, vec![], [translated(100, 60)]);
+        let mut next = |packets, answers| {
+            let second = tally.second(2, now, vec![], [translated(packets, answers)]);
+            let second = second.expect("a second");
+            second.lines.first().map(|line| line.figures.returned)
+        };
+        assert_eq!(next(110, 65), Some(Some(Returned { packets: 5, bytes: 7500 })));
+        assert_eq!(next(112, 65), Some(Some(Returned::default())), "a silent backend");
+        assert_eq!(next(112, 65), None, "nothing at all");
     }
 
     #[test]

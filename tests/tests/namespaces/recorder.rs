@@ -12,10 +12,10 @@ fn recorded(sluice: &Sluice) -> Value {
     sluice.json(&["recorder", "--at", "10m ago", "--window", "20m"]).unwrap()
 }
 
-/// The sum of a count over all seconds.
+/// The sum of a count over all seconds; of answers, over those that were seen.
 fn sum(story: &Value, count: &str) -> u64 {
     let seconds = story["seconds"].as_array().unwrap().iter();
-    seconds.map(|second| second["total"][count].as_u64().unwrap()).sum()
+    seconds.map(|second| second["total"][count].as_u64().unwrap_or(0)).sum()
 }
 
 /// Waits until so many flows are recorded; what is counted is in the file two seconds later.
@@ -44,6 +44,7 @@ fn the_recording_has_what_clients_saw_and_outlives_the_daemon() {
     let packets = status["services"][0]["backends"].as_array().unwrap().iter();
     let packets = packets.map(|backend| backend["packets_total"].as_u64().unwrap()).sum::<u64>();
     assert!(sum(&story, "packets") <= packets, "{story}");
+    assert!(story["backends"][0]["return_packets"].is_null(), "answered directly: {story}");
     for (name, requests) in &tally.answers[VIP4] {
         let one = sluice.json(&["recorder", "--window", "10m", "--backend", name]).unwrap();
         assert_eq!(sum(&one, "new_flows"), *requests, "{name}: {one}");
@@ -80,6 +81,26 @@ fn the_recording_has_what_clients_saw_and_outlives_the_daemon() {
     // One file all the time, and no more than it may have.
     assert!(sum(&story, "new_flows") < 60 + 30 + 20 + 1, "{story}");
     assert!(fs::metadata(sluice.state().join("recorder.bin")).unwrap().len() <= 5 << 20);
+}
+
+#[test]
+fn of_a_translated_service_the_recording_has_the_answers_too() {
+    if !is_privileged() {
+        return;
+    }
+    let (scene, sluice) = Scene::forwarding(Plan::default(), VIP4, "nat", Family::V4);
+    until("the first second", DEADLINE, || {
+        sluice.json(&["recorder"]).ok().filter(|story| story["seconds"][0].is_object())
+    })
+    .unwrap();
+    assert_eq!(scene.request(VIP4, 60).failed(), 0);
+    let story = until_recorded(&sluice, 60);
+    let (packets, returned) = (sum(&story, "packets"), sum(&story, "return_packets"));
+    // A handshake's answer, and the page.
+    assert!(returned >= 2 * 60 && returned < packets, "{returned} of {packets}: {story}");
+    assert!(sum(&story, "return_bytes") < sum(&story, "bytes"), "{story}");
+    let text = sluice.cli_ok(&["recorder", "--window", "10m"]).unwrap();
+    assert!(text.contains("RETURN BYTES  REFUSED  BACKEND RESETS"), "{text}");
 }
 
 #[test]

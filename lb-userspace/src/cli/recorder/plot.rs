@@ -5,6 +5,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    ffi::OsStr,
     fmt, fs,
     ops::Range,
     path::PathBuf,
@@ -74,7 +75,7 @@ impl FromStr for File {
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let path = PathBuf::from(text);
-        let extension = path.extension().map(|extension| extension.to_ascii_lowercase());
+        let extension = path.extension().map(OsStr::to_ascii_lowercase);
         let format = match extension.as_ref().and_then(|extension| extension.to_str()) {
             Some("svg") => Format::Svg,
             Some("png") => Format::Png,
@@ -275,12 +276,17 @@ fn flows(story: &Story) -> Vec<Curve> {
         };
         (label.to_owned(), story.seconds.iter().map(value).collect())
     };
-    vec![
+    let mut curves = vec![
         curve("new flows", &[Count::NewFlow]),
         curve("handshakes", &[Count::Handshake]),
         curve("SYNs sent again", &[Count::SynRetransmission]),
         curve("resets", &[Count::Reset, Count::ClientReset, Count::BackendReset, Count::Refusal]),
-    ]
+    ];
+    if story.translates() {
+        curves.push(curve("of these, refused", &[Count::Refusal]));
+        curves.push(curve("of these, by the backend", &[Count::BackendReset]));
+    }
+    curves
 }
 
 /// A line for each service; of one service, or of backends of one name, for each backend. Those

@@ -8,7 +8,7 @@ use crate::{
         api::{Admin, Health},
         sample,
     },
-    recorder::{Condition, Figures, Line, Party, Recording, Second},
+    recorder::{Condition, Figures, Line, Party, Recording, Returned, Second},
 };
 
 /// 2026-05-01T07:30:00Z, at which the sample's first event happened.
@@ -81,6 +81,42 @@ fn a_minute_is_told_second_by_second() {
 
     not forwarded, by reason: no_backend 1,234, not_ip 2
     ");
+}
+
+#[test]
+fn of_services_that_translate_the_answers_are_told_too() {
+    let answered = |backend, packets, counts: &[(Count, u64)]| {
+        let mut line = line(backend, counts);
+        line.figures.returned = Some(Returned { packets, bytes: 1400 * packets });
+        line
+    };
+    let new = [(Count::NewFlow, 10), (Count::Handshake, 9)];
+    let refused = [(Count::NewFlow, 10), (Count::Refusal, 8), (Count::BackendReset, 2)];
+    let direct = Line {
+        party: Party::Backend { service: "dsr".to_owned(), backend: "a".to_owned() },
+        ..line("", &new)
+    };
+    let lines = vec![answered("web-1", 210, &new), answered("web-2", 0, &refused), direct];
+    let seconds = vec![Second { at: START, span_ms: 1000, reasons: vec![], lines }];
+    let recording = Recording { seconds, ..Recording::default() };
+    let wanted = Wanted { from: START, until: START + 1, service: None, backend: None };
+    let story = Story::new(&recording, vec![], &wanted);
+    insta::assert_snapshot!(render(&story, &TimeZone::UTC, Palette { colours: false }), @"
+    2026-05-01 07:30:00 to 07:30:01 +00:00
+
+    TIME      NEW FLOWS  HANDSHAKES  SYN AGAIN  RESETS  ACTIVE  PACKETS   BYTES  RETURNED  RETURN BYTES  REFUSED  BACKEND RESETS
+    07:30:00         30          18          0      10      90    1,200  156 kB       210        294 kB        8               2
+              web/web-2: 10 new flows, 0 handshakes, 8 refused, 2 reset by the backend
+
+    BACKEND    NEW FLOWS  HANDSHAKES  SYN AGAIN  RESETS  ACTIVE  PACKETS    BYTES  RETURNED  RETURN BYTES  REFUSED  BACKEND RESETS
+    dsr/a             10           9          0       0      30      400  52.0 kB         -             -        -               -
+    web/web-1         10           9          0       0      30      400  52.0 kB       210        294 kB        0               0
+    web/web-2         10           0          0      10      30      400  52.0 kB         0           0 B        8               2
+    ");
+    let json = serde_json::to_value(&story).expect("JSON");
+    let returned: Vec<_> =
+        json["backends"].as_array().expect("a list").iter().map(|b| &b["return_packets"]).collect();
+    assert_eq!(returned, [&serde_json::Value::Null, &210.into(), &0.into()]);
 }
 
 #[test]

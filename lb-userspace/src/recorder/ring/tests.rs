@@ -158,6 +158,37 @@ fn what_is_no_recording_is_one_clear_error_and_begun_anew() {
 }
 
 #[test]
+fn a_segment_of_an_older_version_is_read_and_left_as_it_is() {
+    let (_directory, path) = directory();
+    // {at: 10, span_ms: 1000} without lines, as version 1 wrote it: the same in both.
+    let (bytes, _) = Names::default().encode(&Second { at: 10, span_ms: 1000, ..second(10, 0) });
+    let header = Header { format: Format::Unreturned, sequence: 7 };
+    let mut old = header.bytes().to_vec();
+    assert_eq!(old[8..12], [1, 0, 0, 0]);
+    old.extend(record(7, &bytes));
+    fs::write(&path, &old).expect("written");
+    assert_eq!(times(&read(&path, &ALL).expect("a recording")), [10]);
+    // The next daemon begins a segment of its own behind it, and goes on in that one.
+    for at in 11..14 {
+        Ring::open(&path).expect("a ring").append(&second(at, 2), 4).expect("written");
+    }
+    let recording = read(&path, &ALL).expect("a recording");
+    assert_eq!((times(&recording), recording.damaged), (vec![10, 11, 12, 13], 0));
+    assert_eq!(recording.seconds[1..], [second(11, 2), second(12, 2), second(13, 2)]);
+    let file = fs::read(&path).expect("a file");
+    assert_eq!(file[..old.len()], old);
+    assert!(file.len() < 2 * SEGMENT, "one segment more");
+    // A version that nobody has written yet is not guessed at.
+    let mut newer = Header { format: Format::Today, sequence: 9 }.bytes();
+    newer[8] = 3;
+    newer[12..16].fill(0);
+    let sum = crc32fast::hash(&newer);
+    newer[12..16].copy_from_slice(&sum.to_le_bytes());
+    fs::write(&path, newer).expect("written");
+    assert!(matches!(read(&path, &ALL), Err(Error::Unreadable { .. })));
+}
+
+#[test]
 fn a_full_disk_is_an_error_and_costs_no_more() {
     // /dev/full says ENOSPC to each write.
     let file = OpenOptions::new().read(true).write(true).open("/dev/full").expect("a device");
