@@ -43,10 +43,10 @@ fn embed() -> Result<(), BuildError> {
     }
 
     let out = PathBuf::from(variable("OUT_DIR")?);
+    let arch = variable("CARGO_CFG_TARGET_ARCH")?;
+    let features: &[&str] = if cfg!(feature = "kernel-log") { &["log"] } else { &[] };
     // A target directory of its own: the outer cargo holds the lock of the other one.
-    for object in
-        toolchain.build(&package, &out.join("lb-ebpf"), &variable("CARGO_CFG_TARGET_ARCH")?)?
-    {
+    for object in toolchain.build(&package, &out.join("lb-ebpf"), &arch, features)? {
         let name = object.file_stem().unwrap_or_default().to_string_lossy().into_owned();
         let embedded = out.join(format!("{name}.o"));
         fs::copy(&object, &embedded)

@@ -121,6 +121,16 @@ extern "C" fn trace_end(ctx: *mut xdp_md, verdict: u32) -> u32 {
             _ => 0,
         };
         tell(&frame, told);
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!(
+            &XdpContext::new(ctx),
+            "{} bytes: verdict {}, backend {}, events {:x}, returns {}",
+            told.header.length,
+            told.header.notes.verdict,
+            told.header.notes.backend,
+            told.header.notes.events,
+            verdict
+        );
     }
     opaque(verdict as usize) as u32
 }

@@ -123,9 +123,11 @@ impl Toolchain {
         package: &Path,
         target_dir: &Path,
         arch: &str,
+        features: &[&str],
     ) -> Result<Vec<PathBuf>, BuildError> {
         let mut cargo = self.command(&self.compiler.cargo, target_dir, arch);
         cargo.current_dir(package).args(["build", "--quiet", "--locked"]).args(self.selection());
+        cargo.args(["--features", &features.join(",")]);
         let output = cargo
             .output()
             .map_err(|e| BuildError::Io(format!("start {}", self.compiler.cargo.display()), e))?;
@@ -146,7 +148,7 @@ impl Toolchain {
         let mut clippy = self.command(&self.compiler.cargo_clippy, target_dir, arch);
         clippy
             .current_dir(package)
-            .args(["clippy", "--locked", "--keep-going"])
+            .args(["clippy", "--locked", "--all-features", "--keep-going"])
             .args(self.selection());
         clippy.arg("--").args(clippy_arguments);
         clippy

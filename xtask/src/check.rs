@@ -67,7 +67,7 @@ fn both(command: impl Fn(&'static str) -> Command) -> Result<Done> {
 }
 
 fn clippy() -> Result<Done> {
-    run(cargo(&["clippy", "--workspace", "--all-targets", "--keep-going"])
+    run(cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--keep-going"])
         .args(["--", "-D", "warnings"]))?;
     Ok(Done::Passed)
 }

@@ -40,6 +40,27 @@ pub struct Tracer {
     /// Nobody else traces.
     _lock: Flock<File>,
     is_over: bool,
+    #[cfg(feature = "kernel-log")]
+    log: aya_log::EbpfLogger<Stderr>,
+}
+
+/// Where the kernel program's log lines go: beside what is traced.
+#[cfg(feature = "kernel-log")]
+struct Stderr;
+
+#[cfg(feature = "kernel-log")]
+impl log::Log for Stderr {
+    fn enabled(&self, _: &log::Metadata<'_>) -> bool {
+        true
+    }
+
+    fn log(&self, record: &log::Record<'_>) {
+        use std::io::Write as _;
+        // Nobody is left to tell that stderr is closed.
+        let _ = writeln!(std::io::stderr(), "kernel: {}", record.args());
+    }
+
+    fn flush(&self) {}
 }
 
 impl Tracer {
@@ -80,6 +101,9 @@ impl Tracer {
             ring: take(&mut object, map::RING)?,
             tokens: take(&mut object, map::TOKENS)?,
             tally: take(&mut object, map::TALLY)?,
+            #[cfg(feature = "kernel-log")]
+            log: aya_log::EbpfLogger::init_with_logger(&mut object, Stderr)
+                .context("read the kernel program's log")?,
             pins,
             _object: object,
             _lock: lock,
@@ -113,6 +137,8 @@ impl Tracer {
     /// # Errors
     /// What it says.
     pub fn drain(&mut self, mut each: impl FnMut(&[u8]) -> Result<()>) -> Result<()> {
+        #[cfg(feature = "kernel-log")]
+        self.log.flush();
         while let Some(told) = self.ring.next() {
             each(&told)?;
         }
