@@ -142,13 +142,18 @@ pub fn quoted<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Quoted, Reas
         Family::Ipv4 => {
             let header: Ipv4 = frame.read(l3).ok_or(Reason::Runt)?;
             let destination = Address::v4(header.destination);
-            let found = ipv4(frame, l3, &header).and_then(|e| find(tables, &e, destination));
+            let end = l3 + usize::from(u16::from_be_bytes(header.length));
+            // What is cut short would lie about its length in a tunnel, too.
+            let error = if end <= frame.len() { ipv4(frame, l3, &header) } else { None };
+            let found = error.and_then(|e| find(tables, &e, destination));
             found.ok_or_else(|| others(tables, destination))
         }
         Family::Ipv6 => {
             let header: Ipv6 = frame.read(l3).ok_or(Reason::Runt)?;
             let destination = Address::v6(header.destination);
-            let found = ipv6(frame, l3, &header).and_then(|e| find(tables, &e, destination));
+            let end = l3 + Ipv6::LEN + usize::from(u16::from_be_bytes(header.payload_length));
+            let error = if end <= frame.len() { ipv6(frame, l3, &header) } else { None };
+            let found = error.and_then(|e| find(tables, &e, destination));
             found.ok_or_else(|| others(tables, destination))
         }
     }
@@ -307,7 +312,9 @@ fn ipv4<F: Frame>(frame: &F, l3: usize, header: &Ipv4) -> Option<Error> {
     let inner_at = icmp_at + Icmp::LEN;
     let inner: Ipv4 = frame.read(inner_at)?;
     let is_first = u16::from_be_bytes(inner.fragment) & Ipv4::OFFSET == 0;
-    if !icmp.is_error_v4() || inner.version_length >> 4 != 4 || inner.protocol != wire::TCP {
+    // Version 4, and a header that does not end within itself: ports would be read off addresses.
+    let is_v4 = matches!(inner.version_length, 0x45..=0x4f);
+    if !icmp.is_error_v4() || !is_v4 || inner.protocol != wire::TCP {
         return None;
     }
     let ports_at = inner_at + usize::from(inner.version_length & 0x0f) * 4;

@@ -207,6 +207,12 @@ fn what_is_no_error_about_a_known_flow_is_the_kernels() {
             ("about another version", with(inner, 0x25)),
             ("to somebody else than the sender", with(inner + 15, 0x99)),
             ("about an unknown flow", too_big(client.vip, stranger, 8)),
+            // Found by fuzzing: in a tunnel, its outer header would have lied with it.
+            ("longer than its frame", with(if family == Family::Ipv4 { 17 } else { 19 }, 200)),
+            (
+                "with ports in its addresses",
+                with(inner, if family == Family::Ipv4 { 0x44 } else { 0x50 }),
+            ),
             ("without ports", cut(whole.bytes.len() - 8)),
             ("without a packet", cut(icmp + 8)),
         ];
