@@ -31,10 +31,12 @@ impl Moment {
     }
 }
 
-/// RFC 3339, UTC, to the second.
+/// RFC 3339, UTC, to the second; the last moment that can be written so, if that is before.
 impl fmt::Display for Moment {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let time = std::time::UNIX_EPOCH + Duration::from_millis(self.0);
+        // The end of the year 9999; what was kept may say more.
+        const LAST: u64 = 253_402_300_799_999;
+        let time = std::time::UNIX_EPOCH + Duration::from_millis(self.0.min(LAST));
         humantime::format_rfc3339_seconds(time).fmt(f)
     }
 }
@@ -195,6 +197,13 @@ impl Drain {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_moment_beyond_the_calendar_is_its_end() {
+        assert_eq!(Moment(1_777_620_600_999).to_string(), "2026-05-01T07:30:00Z");
+        // Found by fuzzing state.json: the daemon would have panicked over its own status.
+        assert_eq!(Moment(u64::MAX).to_string(), "9999-12-31T23:59:59Z");
+    }
 
     const MINUTE: Duration = Duration::from_secs(60);
     const DRAIN: Event = Event::Drain { deadline: MINUTE, again: false };
