@@ -176,6 +176,8 @@ impl Store {
                     Ok(()) => format!("it is now {}", aside.display()),
                     Err(error) => format!("and can't be set aside: {error}"),
                 };
+                // It may quote what is in the file, which is anything.
+                let damage = damage.to_string().replace(char::is_control, " ");
                 notes.push(format!(
                     "{} was not used: {damage}; {place}. Changes made at run time are forgotten: \
                      drain and disable again what should be",
