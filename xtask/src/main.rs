@@ -1,14 +1,15 @@
-//! The one way in: `cargo xtask setup | build | check | test | demo | bench`.
+//! The one way in: `cargo xtask setup | build | check | test | fuzz | demo | bench`.
 //!
 //! Each command first makes sure that what it needs is installed ([`setup`]). Exit codes: 0 done,
 //! 1 failed, 2 wrong usage; `test churn`, `demo` and `bench` end with their program's own.
 
 mod check;
+mod fuzz;
 mod process;
 mod setup;
 mod start;
 
-use std::process::ExitCode;
+use std::{process::ExitCode, time::Duration};
 
 use anyhow::Result;
 use clap::{Parser, Subcommand};
@@ -50,6 +51,22 @@ enum Task {
         /// Arguments for the test harness, as --nocapture or --test-threads=1.
         #[arg(last = true)]
         harness: Vec<String>,
+    },
+    /// Let libFuzzer look for bytes from outside that do what is not defined.
+    ///
+    /// Targets: frames (steer, icmp, forward), config, requests to the control socket (control),
+    /// servers' answers to probes (probe), state.json (state). A short run over the same seeds is
+    /// among the tests. What is found stays in target/fuzz/TARGET/found, and makes the exit code 1.
+    Fuzz {
+        /// Only this one.
+        target: Option<String>,
+        /// How long each target runs.
+        #[arg(long, value_name = "N", default_value_t = 60,
+              value_parser = clap::value_parser!(u32).range(1..))]
+        seconds: u32,
+        /// End with one line of JSON for a script.
+        #[arg(long)]
+        json: bool,
     },
     /// Show it: clients, balancer and backends in network namespaces, as root.
     ///
@@ -104,6 +121,9 @@ fn perform(task: Task) -> Result<()> {
             start::program("churn", &arguments)
         }
         Task::Test { suite: None, filters, harness } => start::test(&filters, &harness),
+        Task::Fuzz { target, seconds, json } => {
+            fuzz::fuzz(target.as_deref(), Duration::from_secs(seconds.into()), json)
+        }
         Task::Demo { arguments } => start::program("demo", &arguments),
         Task::Bench { arguments } => start::program("bench", &arguments),
     }

@@ -14,6 +14,9 @@ use crate::process::{self, Root, cargo, find, read, run, stdout};
 /// Compiling it takes two to three minutes on two cores.
 const CARGO_DENY_VERSION: &str = "0.20.2";
 
+/// Compiling it takes two minutes on two cores.
+const CARGO_FUZZ_VERSION: &str = "0.13.2";
+
 /// Where Debian puts the LLVM that `bpf-linker` is built with ([`LLVM_MAJOR`]).
 const LLVM: &str = "/usr/lib/llvm-22";
 
@@ -51,6 +54,8 @@ pub enum Purpose {
     Build,
     /// Format, lints, licences.
     Check,
+    /// Building fuzz targets.
+    Fuzz,
     /// Starting what was built: tests, demo, bench.
     Run,
 }
@@ -65,6 +70,7 @@ enum Item {
     /// A component of our own toolchain, by rustup's name.
     Component(&'static str),
     CargoDeny,
+    CargoFuzz,
     Program {
         name: &'static str,
         package: &'static str,
@@ -75,7 +81,7 @@ enum Item {
 
 /// Makes the machine able to do everything, and says so.
 pub fn setup() -> Result<()> {
-    ensure(&[Purpose::Build, Purpose::Check, Purpose::Run])?;
+    ensure(&[Purpose::Build, Purpose::Check, Purpose::Fuzz, Purpose::Run])?;
     println!("setup: everything is here");
     Ok(())
 }
@@ -103,6 +109,7 @@ pub fn ensure(purposes: &[Purpose]) -> Result<()> {
         match item {
             Item::Bpf(bpf::Missing::Linker) => install_linker()?,
             Item::CargoDeny => install_cargo_deny()?,
+            Item::CargoFuzz => install_cargo_fuzz()?,
             Item::Component(name) => add_component(name)?,
             Item::Bpffs => mount_bpffs()?,
             Item::Bpf(bpf::Missing::Compiler) | Item::BpfClippy | Item::Program { .. } => {}
@@ -130,6 +137,15 @@ fn missing(purposes: &[Purpose]) -> Vec<Item> {
                 }
                 if stdout(&mut cargo(&["deny", "--version"])).is_none() {
                     items.push(Item::CargoDeny);
+                }
+            }
+            Purpose::Fuzz => {
+                if stdout(&mut cargo(&["fuzz", "--version"])).is_none() {
+                    items.push(Item::CargoFuzz);
+                }
+                // libFuzzer comes as its source.
+                if find("c++").is_none() {
+                    items.push(Item::Program { name: "c++", package: "g++" });
                 }
             }
             Purpose::Run => {
@@ -160,7 +176,7 @@ fn packages(items: &[Item]) -> Vec<&'static str> {
             }
             Item::BpfClippy => packages.push("rust-web-clippy"),
             Item::Program { package, .. } => packages.push(package),
-            Item::Component(_) | Item::CargoDeny | Item::Bpffs => {}
+            Item::Component(_) | Item::CargoDeny | Item::CargoFuzz | Item::Bpffs => {}
         }
     }
     packages
@@ -209,6 +225,11 @@ fn install_cargo_deny() -> Result<()> {
     run(&mut cargo_install("cargo-deny", CARGO_DENY_VERSION)).context("cannot build cargo-deny")
 }
 
+fn install_cargo_fuzz() -> Result<()> {
+    println!("setup: cargo install cargo-fuzz {CARGO_FUZZ_VERSION} (two minutes)");
+    run(&mut cargo_install("cargo-fuzz", CARGO_FUZZ_VERSION)).context("cannot build cargo-fuzz")
+}
+
 /// `--force`: we come here only if what is installed does not work, or is another version.
 fn cargo_install(package: &str, version: &str) -> Command {
     let mut command = cargo(&["install", package, "--version", version, "--locked", "--force"]);
@@ -242,6 +263,7 @@ impl fmt::Display for Item {
             Self::BpfClippy => write!(f, "clippy for {}", bpf::TARGET),
             Self::Component(name) => f.write_str(name),
             Self::CargoDeny => f.write_str("cargo-deny"),
+            Self::CargoFuzz => f.write_str("cargo-fuzz"),
             Self::Program { name, .. } => f.write_str(name),
             Self::Bpffs => write!(f, "the BPF filesystem at {BPFFS}"),
         }
@@ -264,6 +286,9 @@ impl Item {
             Self::Component(name) => format!("rustup component add {name}"),
             Self::CargoDeny => {
                 format!("cargo install cargo-deny --version {CARGO_DENY_VERSION} --locked")
+            }
+            Self::CargoFuzz => {
+                format!("cargo install cargo-fuzz --version {CARGO_FUZZ_VERSION} --locked")
             }
             Self::Program { package, .. } => format!("the package {package}, by Debian's name"),
             Self::Bpffs => format!("mount -t bpf bpf {BPFFS}"),

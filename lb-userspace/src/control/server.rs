@@ -191,13 +191,22 @@ async fn listener_pid(path: &Path) -> Option<i32> {
 /// Answers until `shutdown`; then lets running requests finish and removes the socket.
 pub async fn serve(claim: Claim, control: Arc<dyn Control>, shutdown: impl Future<Output = ()>) {
     let Claim { listener, socket } = claim;
+    serve_peers(Peers(listener), control, shutdown).await;
+    drop(socket);
+}
+
+/// Answers peers, however they come, until `shutdown`; then lets running requests finish.
+pub async fn serve_peers<L: Listener<Addr = Option<Peer>>>(
+    listener: L,
+    control: Arc<dyn Control>,
+    shutdown: impl Future<Output = ()>,
+) {
     let pages = pages(control);
     let for_peer = |peer| {
         tracing::debug!(?peer, "control connection");
         pages.clone().layer(Extension(peer))
     };
-    serve_connections(Peers(listener), for_peer, shutdown).await;
-    drop(socket);
+    serve_connections(listener, for_peer, shutdown).await;
 }
 
 /// A listener whose connections come with their peer's credentials.

@@ -26,6 +26,8 @@ mod state;
 mod target;
 mod tls;
 
+#[cfg(feature = "fuzz")]
+pub use self::probe::ask_over;
 pub use self::{
     engine::{Engine, Figures, places},
     explanation::Explanation,

@@ -10,6 +10,7 @@ use nix::{
     sys::socket::{getsockopt, setsockopt, sockopt},
 };
 use tokio::{
+    io::{AsyncRead, AsyncWrite},
     net::TcpStream,
     time::{Instant, timeout_at},
 };
@@ -112,24 +113,37 @@ async fn exchange(
     stream: TcpStream,
     in_tls: &mut bool,
 ) -> Result<(), Failure> {
+    let Some(about) = about_tls else { return speak(request, stream).await };
     let target = request.target;
-    match (&target.check.kind, about_tls) {
-        (CheckKind::Tcp, _) => Ok(()),
-        (CheckKind::Http(check), None) => http::ask(check, request, stream).await,
-        (CheckKind::Grpc(check), None) => grpc::ask(check, request, stream).await,
-        (CheckKind::Http(check), Some(about)) => {
-            let host = check.host.as_deref();
-            let stream = tls.handshake(about, host, b"http/1.1", target.address(), stream).await?;
-            *in_tls = false;
-            http::ask(check, request, stream).await
-        }
-        (CheckKind::Grpc(check), Some(about)) => {
-            let host = check.host.as_deref();
-            let stream = tls.handshake(about, host, b"h2", target.address(), stream).await?;
-            *in_tls = false;
-            grpc::ask(check, request, stream).await
-        }
+    let (host, protocol): (_, &[u8]) = match &target.check.kind {
+        CheckKind::Tcp => return Ok(()),
+        CheckKind::Http(check) => (check.host.as_deref(), b"http/1.1"),
+        CheckKind::Grpc(check) => (check.host.as_deref(), b"h2"),
+    };
+    let stream = tls.handshake(about, host, protocol, target.address(), stream).await?;
+    *in_tls = false;
+    speak(request, stream).await
+}
+
+/// Speaks the check's protocol.
+async fn speak<S>(request: &Request<'_>, stream: S) -> Result<(), Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    match &request.target.check.kind {
+        CheckKind::Tcp => Ok(()),
+        CheckKind::Http(check) => http::ask(check, request, stream).await,
+        CheckKind::Grpc(check) => grpc::ask(check, request, stream).await,
     }
+}
+
+/// Asks over a connection that is there, without TLS and for as long as it takes.
+#[cfg(feature = "fuzz")]
+pub async fn ask_over<S>(target: &Target, stream: S) -> Result<(), Failure>
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    speak(&Request { target, least: 0 }, stream).await
 }
 
 /// Whether the time-out was noticed so late that the answer may well lie in the socket.

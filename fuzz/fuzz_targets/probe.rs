@@ -1,0 +1,4 @@
+//! libFuzzer drives [`sluice_fuzz::targets::probe`].
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|input: &[u8]| sluice_fuzz::targets::probe::run(input));
