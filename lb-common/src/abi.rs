@@ -11,7 +11,7 @@ use crate::{address::Address, counters, flow};
 
 /// Changes with any change of a map's name, capacity, key or value below, and of what a value
 /// means: of the hash that flows are found by, of a VIP's place in the filter.
-pub const ABI_VERSION: u32 = 4;
+pub const ABI_VERSION: u32 = 5;
 
 /// How many of each thing one instance can hold.
 pub mod capacity {
@@ -43,6 +43,12 @@ pub mod capacity {
     /// Addresses that translated packets are sent from, of all services together; 0 means "the
     /// client's".
     pub const NAT_ADDRESSES: usize = 256;
+    /// Interfaces of clients whose frames are counted apart, by their names, as long as the
+    /// instance lives.
+    pub const INTERFACES: usize = 30;
+    /// Elements of `REASONS`: a place for each of them, [`ALONE`](super::ALONE) and
+    /// [`ELSEWHERE`](super::ELSEWHERE).
+    pub const PLACES: usize = INTERFACES + 2;
 }
 
 /// Names of the maps: in the object file, and of their pins.
@@ -72,8 +78,11 @@ pub mod map {
     pub const TRAFFIC: &str = "TRAFFIC";
     /// Per-CPU array of chunks of [`Events`](super::Events), by backend index.
     pub const EVENTS: &str = "EVENTS";
-    /// Per-CPU array, one element: a count per [`Reason`](crate::reason::Reason).
+    /// Per-CPU array of [`ReasonCounts`](super::ReasonCounts), by an interface's place in
+    /// [`Interfaces`](super::Interfaces).
     pub const REASONS: &str = "REASONS";
+    /// Array, one [`Interfaces`](super::Interfaces): written by the daemon, read by every packet.
+    pub const INTERFACES: &str = "INTERFACES";
     /// Array, mmapable, of [`ProbeLine`](super::ProbeLine): by source port, which backend a probe
     /// is for.
     pub const PROBES: &str = "PROBES";
@@ -91,7 +100,7 @@ pub mod map {
     pub const NAT_HOPS: &str = "NAT_HOPS";
 
     /// Every map of the kernel program.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         SETTINGS,
         VIP_FILTER,
         VIPS,
@@ -105,6 +114,7 @@ pub mod map {
         TRAFFIC,
         EVENTS,
         REASONS,
+        INTERFACES,
         PROBES,
         PROBE_SOURCES,
         NAT_ADDRESSES,
@@ -401,8 +411,52 @@ impl HandshakeTimes {
 pub type TrafficChunk = [Traffic; capacity::COUNTERS_PER_CHUNK];
 /// One element of `EVENTS`.
 pub type EventsChunk = [Events; capacity::COUNTERS_PER_CHUNK];
-/// The element of `REASONS`; longer than the list of reasons, so that a newer one fits.
+/// An element of `REASONS`: frames of one place that were not forwarded, by reason, and at
+/// [`FORWARDED`] those that were. Longer than the list of reasons, so that a newer one fits.
 pub type ReasonCounts = [u64; 64];
+
+/// Where in [`ReasonCounts`] an interface's forwarded frames are counted; not at [`ALONE`], where
+/// they are all that are counted with backends and at no other place.
+pub const FORWARDED: usize = 63;
+
+/// The place of all frames of clients as long as the [`FIRST`] interface is the only one.
+pub const ALONE: u32 = 0;
+/// The place of the first interface of clients' that the instance was attached to, when it is not
+/// the only one.
+pub const FIRST: u32 = 1;
+/// The place of frames that arrive on no interface of clients': what the prober sends, answers to
+/// it on other interfaces; and of those for whose interface there is no place.
+pub const ELSEWHERE: u32 = FIRST + capacity::INTERFACES as u32;
+/// In [`Interfaces::place`]: each interface has its own.
+pub const SEVERAL: u32 = u32::MAX;
+
+/// Where in `REASONS` the frames of each interface are counted; one element. A place, once given to
+/// an interface's name, is never another's while the instance lives.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Interfaces {
+    /// [`ALONE`] or [`SEVERAL`].
+    pub place: u32,
+    /// The interfaces' indices, from the [`FIRST`] place on; 0: nobody's, or it is not attached.
+    pub indices: [u32; capacity::INTERFACES],
+    /// Their names, filled up with zeros; empty: nobody's.
+    pub names: [[u8; 16]; capacity::INTERFACES],
+    /// Zero.
+    pub reserved: u32,
+}
+
+impl Interfaces {
+    /// The place of the interface with this index, where there are several.
+    #[inline(always)]
+    pub fn place_of(&self, index: u32) -> u32 {
+        for (place, known) in (FIRST..).zip(&self.indices) {
+            if *known == index {
+                return place;
+            }
+        }
+        ELSEWHERE
+    }
+}
 
 const _: () = {
     assert!(size_of::<Settings>() == 176);
@@ -418,4 +472,9 @@ const _: () = {
     assert!(size_of::<flow::Group>() == 128);
     assert!(size_of::<Events>() == 216);
     assert!(size_of::<EventsChunk>() <= 32 << 10);
+    assert!(size_of::<Interfaces>() == 608);
+    assert!(ELSEWHERE as usize + 1 == capacity::PLACES);
+    assert!(crate::reason::Reason::ALL.len() <= FORWARDED);
+    // The kernel program finds a count by a mask.
+    assert!(FORWARDED + 1 == size_of::<ReasonCounts>() / 8);
 };

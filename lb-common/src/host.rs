@@ -7,15 +7,18 @@
 pub mod corpus;
 pub mod sample;
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::{
+    cell::Cell,
+    sync::atomic::{AtomicU64, Ordering},
+};
 use std::{boxed::Box, cell::RefCell, collections::BTreeMap, sync::Arc, vec, vec::Vec};
 
 use zerocopy::FromZeros as _;
 
 use crate::{
     abi::{
-        ABI_VERSION, Backend, Egress, FlowRecord, HandshakeTimes, NatHop, Service, ServiceKey,
-        Settings, Traffic, VipFilter,
+        ABI_VERSION, ALONE, Backend, Egress, FlowRecord, HandshakeTimes, Interfaces, NatHop,
+        SEVERAL, Service, ServiceKey, Settings, Traffic, VipFilter,
     },
     address::Address,
     counters::{Event, HANDSHAKE_BUCKETS},
@@ -29,12 +32,19 @@ use crate::{
     tables::Tables,
 };
 
+/// In [`Counted::by_place`]: what has no reason.
+pub const FORWARDED: &str = "forwarded";
+
 /// Everything the data plane knows and remembers.
 pub struct HostTables {
     /// What every packet needs to know; `abi_version` 0: not written yet.
     pub settings: Settings,
     /// The VIP filter.
     pub filter: Box<VipFilter>,
+    /// Where the frames of each interface are counted.
+    pub interfaces: Box<Interfaces>,
+    /// Where the next frame is counted; see [`Self::arrives`].
+    pub place: Cell<u32>,
     /// By service index.
     pub services: Vec<HostService>,
     /// By backend index; nobody has index 0.
@@ -70,6 +80,9 @@ pub struct HostService {
 pub struct Counted {
     /// By the reason's name.
     pub reasons: BTreeMap<&'static str, u64>,
+    /// By the interface's place and the reason's name, and as `forwarded`, all that is not counted
+    /// [`ALONE`].
+    pub by_place: BTreeMap<(u32, &'static str), u64>,
     /// By backend index.
     pub traffic: BTreeMap<u16, Traffic>,
     /// By backend index and the event's name.
@@ -127,6 +140,8 @@ impl HostTables {
                 ..Settings::new_zeroed()
             },
             filter: Box::new(VipFilter::new_zeroed()),
+            interfaces: Box::new(Interfaces::new_zeroed()),
+            place: Cell::new(ALONE),
             services: Vec::new(),
             backends: vec![Backend::default()],
             egresses: vec![Egress::default()],
@@ -178,6 +193,20 @@ impl HostTables {
     pub fn add_return_source(&mut self, address: Address) {
         self.let_through(address);
         self.filter.sources = 1;
+    }
+
+    /// What comes next has arrived on the interface with this index, which is clients'.
+    pub fn arrives(&self, interface: u32) {
+        let Interfaces { place, .. } = *self.interfaces;
+        let place = if place == SEVERAL { self.interfaces.place_of(interface) } else { place };
+        self.place.set(place);
+    }
+
+    fn count_at_place(&self, name: &'static str) {
+        let place = self.place.get();
+        if place != ALONE {
+            *self.counted.borrow_mut().by_place.entry((place, name)).or_default() += 1;
+        }
     }
 
     fn let_through(&mut self, address: Address) {
@@ -354,6 +383,11 @@ impl Tables for HostTables {
         let traffic = counted.traffic.entry(backend).or_default();
         traffic.packets += 1;
         traffic.bytes += bytes;
+        drop(counted);
+        // What goes to nobody is a self-test.
+        if backend != 0 {
+            self.count_at_place(FORWARDED);
+        }
     }
 
     fn count_return(&self, backend: u16, bytes: u64) {
@@ -361,6 +395,8 @@ impl Tables for HostTables {
         let traffic = counted.traffic.entry(backend).or_default();
         traffic.return_packets += 1;
         traffic.return_bytes += bytes;
+        drop(counted);
+        self.count_at_place(FORWARDED);
     }
 
     fn count_event(&self, backend: u16, event: Event) {
@@ -374,6 +410,7 @@ impl Tables for HostTables {
 
     fn count_reason(&self, reason: Reason) {
         *self.counted.borrow_mut().reasons.entry(reason.name()).or_default() += 1;
+        self.count_at_place(reason.name());
     }
 }
 

@@ -71,7 +71,8 @@ pub trait Tables {
     /// Whether probes are sent from this address of ours.
     fn is_probe_source(&self, address: Address) -> bool;
 
-    /// Counts a frame forwarded to a backend.
+    /// Counts a frame forwarded to a backend, and with the interface where it arrived, as all that is
+    /// counted of frames.
     fn count_traffic(&self, backend: u16, bytes: u64);
 
     /// Counts a frame forwarded from a backend to its client.

@@ -20,19 +20,21 @@ use crate::{frame::XdpFrame, tables::Kernel};
 /// Attached to every interface where clients' frames arrive.
 #[xdp]
 pub fn sluice(ctx: XdpContext) -> u32 {
-    emit::emit(steer::process(&mut XdpFrame::new(&ctx), &Kernel, tables::jiffies()))
+    let frame = &mut XdpFrame::new(&ctx);
+    let tables = Kernel::of_clients(frame);
+    emit::emit(steer::process(frame, &tables, tables::jiffies()))
 }
 
 /// Attached to the host's end of the prober's veth pair: health probes on their way out.
 #[xdp]
 pub fn probe(ctx: XdpContext) -> u32 {
-    emit::emit(probe::send(&mut XdpFrame::new(&ctx), &Kernel))
+    emit::emit(probe::send(&mut XdpFrame::new(&ctx), &Kernel::elsewhere()))
 }
 
 /// Attached where no clients' frames arrive but answers to health probes do.
 #[xdp]
 pub fn answers(ctx: XdpContext) -> u32 {
-    emit::emit(probe::collect(&mut XdpFrame::new(&ctx), &Kernel))
+    emit::emit(probe::collect(&mut XdpFrame::new(&ctx), &Kernel::elsewhere()))
 }
 
 /// Attached to the prober's end of the pair: a veth takes redirected frames only if there is a

@@ -6,9 +6,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, Backend, Egress, EventsChunk, FlowRecord, NatHop,
-        ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine, TrafficChunk,
-        VipFilter, capacity,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, Backend, Egress, EventsChunk, FlowRecord, Interfaces,
+        NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine,
+        TrafficChunk, VipFilter, capacity,
     },
     address::Address,
     flow::{GROUP, Group},
@@ -58,7 +58,10 @@ pub static TRAFFIC: PerCpuArray<TrafficChunk, { capacity::COUNTER_CHUNKS }> = Pe
 pub static EVENTS: PerCpuArray<EventsChunk, { capacity::COUNTER_CHUNKS }> = PerCpuArray::new();
 
 #[btf_map]
-pub static REASONS: PerCpuArray<ReasonCounts, 1> = PerCpuArray::new();
+pub static REASONS: PerCpuArray<ReasonCounts, { capacity::PLACES }> = PerCpuArray::new();
+
+#[btf_map]
+pub static INTERFACES: Array<Interfaces, 1> = Array::new();
 
 #[btf_map]
 pub static PROBES: Array<ProbeLine, { capacity::PROBE_LINES }, BPF_F_MMAPABLE> = Array::new();

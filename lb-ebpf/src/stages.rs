@@ -6,6 +6,7 @@
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
+    abi::ELSEWHERE,
     forward::{
         self, Action,
         nat::{self, Carry},
@@ -37,7 +38,7 @@ impl Stages<XdpFrame> for Kernel {
 
     #[inline(always)]
     fn turn(&self, turn: Turn) -> Result<Taken, Reason> {
-        let at = place_of(&turn);
+        let at = element_of(&turn);
         match maps::TURN.get_ptr_mut(at) {
             Some(place) => {
                 // SAFETY: no other CPU has this element, and on this one no program runs before
@@ -101,7 +102,7 @@ impl Stages<XdpFrame> for Kernel {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn odd_segment(ctx: *mut xdp_md, place: *mut Segment) -> u64 {
-    let found = steer::odd_segment(&XdpFrame::new(&XdpContext::new(ctx)), &Kernel);
+    let found = steer::odd_segment(&XdpFrame::new(&XdpContext::new(ctx)), &Kernel::elsewhere());
     to_word(found.map(|segment| {
         if !place.is_null() {
             // SAFETY: the caller's segment; that it is not null the verifier wants to see.
@@ -115,7 +116,7 @@ extern "C" fn odd_segment(ctx: *mut xdp_md, place: *mut Segment) -> u64 {
 /// 6.1 keeps only migration off meanwhile, `bpf_test_run` in `net/bpf/test_run.c`): it must not go
 /// on with their turn.
 #[inline(always)]
-fn place_of(turn: &Turn) -> u32 {
+fn element_of(turn: &Turn) -> u32 {
     u32::from(turn.is_tested())
 }
 
@@ -165,19 +166,20 @@ extern "C" fn turn(at: u32) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn take(at: u32) -> u64 {
-    to_word(current(at).and_then(|turn| turn.take(&Kernel)).map(Taken::number))
+    to_word(current(at).and_then(|turn| turn.take(&Kernel::BEHIND_FILTER)).map(Taken::number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn follow(at: u32) -> u64 {
-    to_word(current(at).and_then(|turn| turn.follow(&Kernel)).map(Taken::number))
+    to_word(current(at).and_then(|turn| turn.follow(&Kernel::BEHIND_FILTER)).map(Taken::number))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn reserve(at: u32, backend: u32, attempt: u32) -> u64 {
-    let reserved = current(at).map(|turn| turn.reserve(&Kernel, backend as u16, attempt));
+    let reserved =
+        current(at).map(|turn| turn.reserve(&Kernel::BEHIND_FILTER, backend as u16, attempt));
     opaque(reserved.map_or(0, Reserved::number) as usize) as u64
 }
 
@@ -185,14 +187,18 @@ extern "C" fn reserve(at: u32, backend: u32, attempt: u32) -> u64 {
 #[inline(never)]
 extern "C" fn open(at: u32, taken: u64, reserved: u64) -> u64 {
     let (taken, reserved) = (Taken::from_number(taken), Reserved::from_number(reserved));
-    to_word(current(at).and_then(|turn| turn.open(&Kernel, taken, reserved)).map(Taken::number))
+    to_word(
+        current(at)
+            .and_then(|turn| turn.open(&Kernel::BEHIND_FILTER, taken, reserved))
+            .map(Taken::number),
+    )
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn restore(at: u32, word: u32) -> u64 {
     if let Ok(turn) = current(at) {
-        turn.restore(&Kernel, word);
+        turn.restore(&Kernel::BEHIND_FILTER, word);
     }
     opaque(0) as u64
 }
@@ -203,6 +209,14 @@ extern "C" fn next_option(ctx: *mut xdp_md, at: u64) -> u64 {
     opaque(nat::next_option(&XdpFrame::new(&XdpContext::new(ctx)), at) as usize) as u64
 }
 
+/// The place of the interface with this index, where there are several.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn place_of(index: u32) -> u32 {
+    let place = maps::INTERFACES.get(0).map(|interfaces| interfaces.place_of(index));
+    opaque(place.unwrap_or(ELSEWHERE) as usize) as u32
+}
+
 /// What is answered for the interface where the frame came in; another's index is shifted.
 const TRANSMIT: u64 = 0;
 const INTERFACE_SHIFT: u32 = 32;
@@ -211,34 +225,40 @@ const INTERFACE_SHIFT: u32 = 32;
 #[inline(never)]
 extern "C" fn carry(ctx: *mut xdp_md, hash: u64, flow: u64, layout: u64) -> u64 {
     let mut frame = XdpFrame::new(&XdpContext::new(ctx));
-    to_word(nat::carry(&mut frame, &Kernel, Carry { hash, flow, layout }).map(from_action))
+    to_word(
+        nat::carry(&mut frame, &Kernel::BEHIND_FILTER, Carry { hash, flow, layout })
+            .map(from_action),
+    )
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn quoted(ctx: *mut xdp_md) -> u64 {
-    to_word(icmp::quoted(&XdpFrame::new(&XdpContext::new(ctx)), &Kernel).map(Quoted::number))
+    to_word(
+        icmp::quoted(&XdpFrame::new(&XdpContext::new(ctx)), &Kernel::BEHIND_FILTER)
+            .map(Quoted::number),
+    )
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn forward_error(ctx: *mut xdp_md, quoted: u64) -> u64 {
     let (mut frame, quoted) = (XdpFrame::new(&XdpContext::new(ctx)), Quoted::from_number(quoted));
-    to_word(icmp::forward_error(&mut frame, &Kernel, quoted).map(from_action))
+    to_word(icmp::forward_error(&mut frame, &Kernel::BEHIND_FILTER, quoted).map(from_action))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn translate_ipv4(ctx: *mut xdp_md, quoted: u64) -> u64 {
     let (mut frame, quoted) = (XdpFrame::new(&XdpContext::new(ctx)), Quoted::from_number(quoted));
-    to_word(icmp::translate_ipv4(&mut frame, &Kernel, quoted).map(from_action))
+    to_word(icmp::translate_ipv4(&mut frame, &Kernel::BEHIND_FILTER, quoted).map(from_action))
 }
 
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn translate_ipv6(ctx: *mut xdp_md, quoted: u64) -> u64 {
     let (mut frame, quoted) = (XdpFrame::new(&XdpContext::new(ctx)), Quoted::from_number(quoted));
-    to_word(icmp::translate_ipv6(&mut frame, &Kernel, quoted).map(from_action))
+    to_word(icmp::translate_ipv6(&mut frame, &Kernel::BEHIND_FILTER, quoted).map(from_action))
 }
 
 #[inline(always)]
@@ -271,7 +291,7 @@ extern "C" fn reset(ctx: *mut xdp_md) -> u64 {
 extern "C" fn deliver(ctx: *mut xdp_md, l3: u16, is_ipv6: bool) -> u64 {
     let family = if is_ipv6 { Family::Ipv6 } else { Family::Ipv4 };
     let mut frame = XdpFrame::new(&XdpContext::new(ctx));
-    u64::from(probe::deliver(&mut frame, l3, family, &Kernel).unwrap_or(0))
+    u64::from(probe::deliver(&mut frame, l3, family, &Kernel::BEHIND_FILTER).unwrap_or(0))
 }
 
 /// Set in a word that holds a reason, and in no other.

@@ -5,16 +5,21 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use aya_ebpf::helpers::bpf_jiffies64;
 use lb_common::{
     abi::{
-        Backend, Egress, FlowRecord, NatHop, ReasonCounts, Service, ServiceKey, Settings, capacity,
+        self, ALONE, Backend, Egress, FORWARDED, FlowRecord, NatHop, ReasonCounts, SEVERAL,
+        Service, ServiceKey, Settings, VipFilter, capacity,
     },
     address::Address,
     counters::{EVENTS, Event},
     flow::{GROUP, Words},
+    frame::Frame as _,
     reason::Reason,
     tables::Tables,
 };
 
-use crate::{frame::opaque, maps, notes};
+use crate::{
+    frame::{XdpFrame, opaque},
+    maps, notes, stages,
+};
 
 /// The time of this packet: one load, where the clocks cost 13 to 30 ns.
 #[inline(always)]
@@ -23,14 +28,51 @@ pub fn jiffies() -> u64 {
     unsafe { bpf_jiffies64() }
 }
 
-/// Counts in the element of `REASONS`.
+/// Counts in an element of `REASONS`.
 const REASONS: usize = size_of::<ReasonCounts>() / size_of::<u64>();
 
 /// Words of a flow's record.
 const RECORD: usize = size_of::<FlowRecord>() / size_of::<u64>();
 
-/// The kernel's maps.
-pub struct Kernel;
+/// The kernel's maps, and where in `REASONS` a frame is counted.
+pub struct Kernel {
+    place: u32,
+    /// Looked up once, for most frames ask it twice.
+    filter: Option<&'static VipFilter>,
+}
+
+impl Kernel {
+    /// For what is decided when the filter has spoken, and counts no frame.
+    pub const BEHIND_FILTER: Self = Self { place: abi::ELSEWHERE, filter: None };
+
+    /// For a frame that arrived where clients' do.
+    #[inline(always)]
+    pub fn of_clients(frame: &XdpFrame) -> Self {
+        let place = match maps::INTERFACES.get(0) {
+            Some(interfaces) if interfaces.place == SEVERAL => stages::place_of(frame.interface()),
+            // `ALONE`, but nothing that LLVM or the verifier could make two programs of.
+            Some(interfaces) => interfaces.place,
+            None => abi::ELSEWHERE,
+        };
+        Self { place, ..Self::elsewhere() }
+    }
+
+    /// For a frame that arrived on another interface.
+    #[inline(always)]
+    pub fn elsewhere() -> Self {
+        Self { place: abi::ELSEWHERE, filter: maps::VIP_FILTER.get(0) }
+    }
+
+    #[inline(always)]
+    fn count_at_place(&self, number: usize) {
+        if let Some(counts) = maps::REASONS.get_ptr_mut(self.place) {
+            // A reason that a function has returned is a number like any other to the verifier.
+            let number = opaque(number) % REASONS;
+            // SAFETY: no other CPU has this element.
+            unsafe { (*counts)[number] += 1 };
+        }
+    }
+}
 
 /// A group of the flow table, shared with all CPUs and with the daemon.
 pub struct Group(*mut u64);
@@ -78,7 +120,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn filter_word(&self, index: usize) -> u64 {
-        match maps::VIP_FILTER.get(0) {
+        match self.filter {
             Some(filter) => filter.words[index % capacity::FILTER_WORDS],
             None => 0,
         }
@@ -86,7 +128,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn filters_sources(&self) -> bool {
-        maps::VIP_FILTER.get(0).is_some_and(|filter| filter.sources != 0)
+        self.filter.is_some_and(|filter| filter.sources != 0)
     }
 
     #[inline(always)]
@@ -198,6 +240,10 @@ impl Tables for Kernel {
             traffic.packets += 1;
             traffic.bytes += bytes;
         }
+        // What goes to nobody is a self-test.
+        if self.place != ALONE && backend != 0 {
+            self.count_at_place(FORWARDED);
+        }
         notes::take(|notes| notes.traffic(backend));
     }
 
@@ -210,6 +256,9 @@ impl Tables for Kernel {
             let traffic = unsafe { &mut (*chunk)[index % per_chunk] };
             traffic.return_packets += 1;
             traffic.return_bytes += bytes;
+        }
+        if self.place != ALONE {
+            self.count_at_place(FORWARDED);
         }
         notes::take(|notes| notes.answer(backend));
     }
@@ -241,12 +290,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn count_reason(&self, reason: Reason) {
-        if let Some(counts) = maps::REASONS.get_ptr_mut(0) {
-            // A reason that a function has returned is a number like any other to the verifier.
-            let number = opaque(reason as usize) % REASONS;
-            // SAFETY: no other CPU has this element.
-            unsafe { (*counts)[number] += 1 };
-        }
+        self.count_at_place(reason as usize);
         notes::take(|notes| notes.reason(reason));
     }
 }

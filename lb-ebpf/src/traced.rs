@@ -22,7 +22,9 @@ use crate::{frame::XdpFrame, tables::Kernel};
 #[inline(always)]
 pub fn traced(ctx: XdpContext) -> u32 {
     notes::begin(&ctx);
-    let action = steer::process(&mut XdpFrame::new(&ctx), &Kernel, tables::jiffies());
+    let frame = &mut XdpFrame::new(&ctx);
+    let tables = Kernel::of_clients(frame);
+    let action = steer::process(frame, &tables, tables::jiffies());
     notes::end(&ctx, emit::emit(action))
 }
 

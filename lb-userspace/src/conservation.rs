@@ -1,13 +1,13 @@
 //! Nothing vanishes: each frame that an interface received has one verdict.
 //!
-//! The kernel counts an interface's frames, our program counts verdicts, and nobody can read both
-//! at one moment. So the verdicts are read before and after the frames, and what follows is a
+//! Of each interface by itself, the kernel counts the frames, our program counts verdicts, and nobody can read both at one
+//! moment. So the verdicts are read before and after the frames, and what follows is a
 //! range: how many frames more than verdicts there were at least, and at most. Where no frame
 //! arrives meanwhile, it is one number. A driver may also tell of its frames later than it hands
 //! them to the program, by a second at most: the frames of about that time are in doubt.
 
 use std::{
-    collections::{BTreeMap, VecDeque},
+    collections::VecDeque,
     time::{Duration, Instant},
 };
 
@@ -19,14 +19,14 @@ const SILENCE: Duration = Duration::from_secs(60);
 /// Frames and verdicts of about one moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reading {
-    /// Frames that each interface has received on which our program runs, by index.
-    pub received: BTreeMap<u32, u64>,
-    /// All verdicts, before `received` was read.
+    /// Index of the interface.
+    pub interface: u32,
+    /// Frames that it has received since it was made.
+    pub received: u64,
+    /// Verdicts about its frames, before `received` was read.
     pub verdicts_before: u64,
-    /// All verdicts, after it.
+    /// The same after it.
     pub verdicts_after: u64,
-    /// How many of these may be about frames of other interfaces.
-    pub elsewhere: u64,
     /// Another number: the verdicts of before can't be compared with these.
     pub epoch: u64,
 }
@@ -63,16 +63,9 @@ struct Origin {
 impl Reading {
     /// Whether what lies between an earlier reading and this one can be told from both.
     fn follows(&self, earlier: &Self) -> bool {
-        self.epoch == earlier.epoch
+        (self.epoch, self.interface) == (earlier.epoch, earlier.interface)
             && self.verdicts_before >= earlier.verdicts_after
-            && self.received.len() == earlier.received.len()
-            && self.received.iter().all(|(interface, frames)| {
-                earlier.received.get(interface).is_some_and(|earlier| earlier <= frames)
-            })
-    }
-
-    fn received(&self) -> u64 {
-        self.received.values().sum()
+            && self.received >= earlier.received
     }
 }
 
@@ -89,15 +82,14 @@ impl Ledger {
             self.begin(reading);
             return None;
         }
-        let lately = reading.received() - last.received();
+        let lately = reading.received - last.received;
         let doubt = *origin.doubt.get_or_insert(lately);
         let before = &origin.reading;
-        let received = reading.received() - before.received();
-        let elsewhere = reading.elsewhere.saturating_sub(before.elsewhere);
+        let received = reading.received - before.received;
         let most_verdicts = reading.verdicts_after - before.verdicts_before;
         let fewest_verdicts = reading.verdicts_before - before.verdicts_after;
         let low = difference(received, most_verdicts.saturating_add(doubt));
-        let high = difference(received + lately + elsewhere, fewest_verdicts);
+        let high = difference(received + lately, fewest_verdicts);
         if self.ranges.len() == AGREEING {
             self.ranges.pop_front();
         }
@@ -153,8 +145,7 @@ mod tests {
     }
 
     fn busy(received: u64, verdicts_before: u64, verdicts_after: u64) -> Reading {
-        let received = BTreeMap::from([(2, received)]);
-        Reading { received, verdicts_before, verdicts_after, elsewhere: 0, epoch: 0 }
+        Reading { interface: 2, received, verdicts_before, verdicts_after, epoch: 0 }
     }
 
     /// Takes readings that are a second apart; all that was told.
@@ -235,23 +226,13 @@ mod tests {
         let mut ledger = Ledger::default();
         told(&mut ledger, [quiet(0, 0), quiet(0, 0)]);
         assert_eq!(told(&mut ledger, vec![quiet(2, 0); 3]), [2]);
-        // Counters were cleared, an interface came, another was made anew.
+        // Counters were cleared, the interface was made anew, and its own counts were cleared.
         let cleared = Reading { epoch: 1, ..quiet(10, 0) };
-        let more = Reading { received: [(2, 12), (3, 1000)].into(), ..cleared.clone() };
-        let anew = Reading { received: [(2, 12), (3, 0)].into(), ..cleared.clone() };
-        assert_eq!(told(&mut ledger, [cleared, more, anew.clone()]), NOTHING);
+        let other = Reading { interface: 3, received: 1000, ..cleared.clone() };
+        let anew = Reading { received: 0, ..other.clone() };
+        assert_eq!(told(&mut ledger, [cleared, other, anew.clone()]), NOTHING);
         assert_eq!(ledger.unexplained(), 2);
         assert_eq!(told(&mut ledger, vec![anew; 5]), NOTHING);
         assert_eq!(ledger.unexplained(), 2, "what is known stays known");
-    }
-
-    #[test]
-    fn verdicts_about_frames_of_other_interfaces_are_not_too_many() {
-        let mut ledger = Ledger::default();
-        told(&mut ledger, [quiet(0, 0), quiet(0, 0)]);
-        let answers = Reading { elsewhere: 5, ..quiet(10, 15) };
-        assert_eq!(told(&mut ledger, vec![answers.clone(); 5]), NOTHING);
-        let too_many = Reading { elsewhere: 5, ..quiet(10, 16) };
-        assert_eq!(told(&mut ledger, vec![too_many; 5]), [-1]);
     }
 }

@@ -17,9 +17,10 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        Backend, Egress, EventsChunk, FlowRecord, HandshakeTimes, NatHop, ProbeLine, ReasonCounts,
-        SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine, Traffic, TrafficChunk, VipFilter,
-        capacity::{COUNTERS_PER_CHUNK, PROBES_PER_LINE, SLOTS_PER_LINE},
+        ALONE, Backend, ELSEWHERE, Egress, EventsChunk, FORWARDED, FlowRecord, HandshakeTimes,
+        Interfaces, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, Settings,
+        SlotLine, Traffic, TrafficChunk, VipFilter,
+        capacity::{COUNTERS_PER_CHUNK, PLACES, PROBES_PER_LINE, SLOTS_PER_LINE},
         map,
     },
     address::Address,
@@ -27,7 +28,7 @@ use lb_common::{
     flow::GROUP,
     forward::Action,
     frame::HostFrame,
-    host::{Counted, HostTables},
+    host::{self, Counted, HostTables},
     probe,
     reason::Reason,
     steer,
@@ -62,6 +63,10 @@ impl Program {
 
     /// What the host build makes of a frame.
     pub fn on_host(self, frame: &mut HostFrame, tables: &HostTables) -> Answer {
+        match self {
+            Self::Sluice => tables.arrives(frame.interface),
+            Self::Probe | Self::Answers => tables.place.set(ELSEWHERE),
+        }
         Answer::from(match self {
             Self::Sluice => steer::process(frame, tables, 0),
             Self::Probe => probe::send(frame, tables),
@@ -132,6 +137,7 @@ pub struct Kernel {
     traffic: PerCpuArray<MapData, Raw<TrafficChunk>>,
     events: PerCpuArray<MapData, Raw<EventsChunk>>,
     reasons: PerCpuArray<MapData, Raw<ReasonCounts>>,
+    interfaces: Array<MapData, Raw<Interfaces>>,
     probes: Array<MapData, Raw<ProbeLine>>,
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
     nat_addresses: Array<MapData, Raw<Address>>,
@@ -235,6 +241,7 @@ impl Kernel {
             traffic: take!(map::TRAFFIC),
             events: take!(map::EVENTS),
             reasons: take!(map::REASONS),
+            interfaces: take!(map::INTERFACES),
             probes: take!(map::PROBES),
             probe_sources: take!(map::PROBE_SOURCES),
             nat_addresses: take!(map::NAT_ADDRESSES),
@@ -260,6 +267,7 @@ impl Kernel {
     /// If the kernel refuses.
     pub fn fill(&mut self, tables: &HostTables) -> Result<()> {
         self.settings.set(0, Raw(tables.settings), 0).context("write SETTINGS")?;
+        self.interfaces.set(0, Raw(*tables.interfaces), 0).context("write INTERFACES")?;
         self.filter.set(0, Raw(*tables.filter), 0).context("write VIP_FILTER")?;
         for key in self.vips.keys().collect::<Result<Vec<_>, _>>()? {
             self.vips.remove(&key)?;
@@ -437,6 +445,9 @@ impl Kernel {
         for (reason, count) in &mut counted.reasons {
             *count -= before.reasons.get(reason).unwrap_or(&0);
         }
+        for (place, count) in &mut counted.by_place {
+            *count -= before.by_place.get(place).unwrap_or(&0);
+        }
         for (backend, traffic) in &mut counted.traffic {
             let before = before.traffic.get(backend).copied().unwrap_or_default();
             traffic.packets -= before.packets;
@@ -455,6 +466,7 @@ impl Kernel {
             }
         }
         counted.reasons.retain(|_, count| *count != 0);
+        counted.by_place.retain(|_, count| *count != 0);
         counted.traffic.retain(|_, traffic| *traffic != Traffic::default());
         counted.events.retain(|_, count| *count != 0);
         counted.handshakes.retain(|_, times| *times != HandshakeTimes::default());
@@ -464,9 +476,17 @@ impl Kernel {
     /// What was counted since the maps were made, all CPUs together.
     fn counted(&self) -> Result<Counted> {
         let mut counted = Counted::default();
-        for Raw(row) in self.reasons.get(&0, 0).context("read REASONS")?.iter() {
-            for reason in Reason::ALL {
-                *counted.reasons.entry(reason.name()).or_default() += row[*reason as usize];
+        for place in 0..PLACES as u32 {
+            for Raw(row) in self.reasons.get(&place, 0).context("read REASONS")?.iter() {
+                let reasons = Reason::ALL.iter().map(|reason| (reason.name(), *reason as usize));
+                for (name, number) in reasons.clone() {
+                    *counted.reasons.entry(name).or_default() += row[number];
+                }
+                if place != ALONE {
+                    for (name, number) in reasons.chain([(host::FORWARDED, FORWARDED)]) {
+                        *counted.by_place.entry((place, name)).or_default() += row[number];
+                    }
+                }
             }
         }
         // A test has a few backends.

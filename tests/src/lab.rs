@@ -398,10 +398,10 @@ impl Lab {
         self.trunk.as_ref().map_or((0, 0), Trunk::tagged_frames)
     }
 
-    /// The other end of the cable in a machine's `eth0`: what is sent there arrives as it is,
+    /// The other end of the cable in a machine's interface: what is sent there arrives as it is,
     /// whatever a switch would say to it.
-    pub fn wire(&self, host: &Host) -> Result<RawSocket> {
-        RawSocket::open(&self.switch, host.interfaces()[0].port(), DEADLINE)
+    pub fn wire(&self, interface: &Interface) -> Result<RawSocket> {
+        RawSocket::open(&self.switch, interface.port(), DEADLINE)
     }
 
     /// Takes a backend's cable out of the switch: it is gone without a word.

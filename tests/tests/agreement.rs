@@ -5,14 +5,14 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     env,
     net::{IpAddr, Ipv4Addr, SocketAddr},
     sync::atomic::Ordering,
 };
 
 use lb_common::{
-    abi::FlowRecord,
+    abi::{ALONE, ELSEWHERE, FlowRecord, SEVERAL, capacity::INTERFACES},
     address::Address,
     counters::Event,
     flow::{Entry, State},
@@ -58,6 +58,14 @@ fn host_and_kernel_agree_about_every_frame() {
     let (_, counted) = agree(tables, kernel, &PROGRAMS, frames);
     for reason in Reason::ALL.iter().filter(|&&reason| reason != Reason::NoHeadroom) {
         assert!(counted.reason(*reason) > 0, "{} did not come up", reason.name());
+    }
+    let told_apart = |name: &str| {
+        let places = counted.by_place.keys().filter(|(_, told)| *told == name);
+        places.map(|(place, _)| *place).collect::<BTreeSet<u32>>()
+    };
+    for name in ["forwarded", Reason::NotVip.name(), Reason::NoBackend.name()] {
+        let places = told_apart(name);
+        assert!(places.len() > 5 && places.contains(&ELSEWHERE), "{name} at {places:?}");
     }
     for event in Event::ALL {
         let met = counted.events.keys().any(|(_, name)| *name == event.name());
@@ -163,6 +171,7 @@ fn compare(tables: &HostTables, kernel: &mut Kernel, number: usize) -> Counted {
         (tables.take_counted().timeless(), kernel.take_counted().unwrap().timeless());
     // Part by part: all of it is hundreds of lines.
     assert_eq!(host.reasons, kernel.reasons, "before frame {number}");
+    assert_eq!(host.by_place, kernel.by_place, "before frame {number}");
     assert_eq!(host.events, kernel.events, "before frame {number}");
     assert_eq!(host.handshakes, kernel.handshakes, "before frame {number}");
     assert_eq!(host.traffic, kernel.traffic, "before frame {number}");
@@ -178,13 +187,20 @@ fn add(sum: &mut Counted, counted: Counted) {
         sum.packets += traffic.packets;
         sum.return_packets += traffic.return_packets;
     }
+    for (place, count) in counted.by_place {
+        *sum.by_place.entry(place).or_default() += count;
+    }
     for (event, count) in counted.events {
         *sum.events.entry(event).or_default() += count;
     }
 }
 
-/// Backends go and come, services are unlisted and listed, slots move, ports are many and few.
+/// Interfaces, backends go and come, services are unlisted and listed, slots move, ports are many and few.
 fn change(tables: &mut HostTables, random: &mut Random) {
+    // One interface, several, or several of which none is where the frames come from.
+    tables.interfaces.place = *random.choose(&[ALONE, SEVERAL]);
+    tables.interfaces.indices.fill(0);
+    tables.interfaces.indices[random.below(INTERFACES)] = 1 + random.below(2) as u32;
     // Often so few ports that they do not suffice.
     tables.settings.nat_port_count = [sample::NAT_PORTS.1, 16, 2, 1][random.below(4)];
     for backend in &mut tables.backends[1..] {

@@ -214,7 +214,13 @@ impl Control for Instance {
     }
 
     fn reasons(&self) -> api::Reasons {
-        api::Reasons { received: 0, forwarded: 0, unexplained: 0, reasons: Vec::new() }
+        api::Reasons {
+            received: 0,
+            forwarded: 0,
+            unexplained: 0,
+            reasons: Vec::new(),
+            interfaces: Vec::new(),
+        }
     }
 
     fn figures(&self) -> Figures {

@@ -157,6 +157,9 @@ pub(super) enum Command {
         /// Also what never happened
         #[arg(long)]
         all: bool,
+        /// Only of frames that arrived on this interface
+        #[arg(long, value_name = "NAME")]
+        interface: Option<String>,
         #[command(flatten)]
         output: Output,
     },

@@ -107,10 +107,13 @@ async fn execute(cli: Cli) -> anyhow::Result<ExitCode> {
         Command::Flows(arguments) => flows::execute(&client, &arguments).await?,
         Command::Explain(arguments) => explain::execute(&client, &instance, &arguments).await?,
         Command::Trace(arguments) => return trace::execute(&client, &instance, &arguments).await,
-        Command::Reasons { all, output } => {
-            output.print(&client.reasons().await?, |reasons, palette| {
-                render::reasons(reasons, all, palette)
-            })?;
+        Command::Reasons { all, interface, output } => {
+            let reasons = client.reasons().await?;
+            let reasons = match interface {
+                Some(name) => reasons.of_interface(&name).map_err(anyhow::Error::msg)?,
+                None => reasons,
+            };
+            output.print(&reasons, |reasons, palette| render::reasons(reasons, all, palette))?;
         }
         Command::Doctor(output) => return doctor::execute(&client, &output).await,
         Command::Upgrade(arguments) => return upgrade::execute(&arguments, &instance),

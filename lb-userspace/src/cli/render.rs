@@ -201,8 +201,23 @@ pub fn reasons(reasons: &api::Reasons, all: bool, palette: Palette) -> String {
     }
     let mut text = table.render(palette);
     let silent = reasons.reasons.iter().filter(|reason| reason.count == 0).count() as u64;
-    text += &format!(
-        "\n{} frames received = {} forwarded + {} passed to the kernel + {} dropped + {} answered\n",
+    text += &format!("\n{}", sum(reasons));
+    let names = reasons.interfaces.iter().map(|interface| &*interface.name);
+    for name in names.filter(|_| reasons.interfaces.len() > 1) {
+        if let Ok(own) = reasons.of_interface(name) {
+            text += &format!("{name}: {}", sum(&own));
+        }
+    }
+    if silent > 0 && !all {
+        text += &format!("{} never happened: `--all` shows them too\n", plural(silent, "reason"));
+    }
+    text
+}
+
+/// That each frame has one verdict.
+fn sum(reasons: &api::Reasons) -> String {
+    let mut text = format!(
+        "{} frames received = {} forwarded + {} passed to the kernel + {} dropped + {} answered\n",
         exact(reasons.received),
         exact(reasons.forwarded),
         exact(reasons.of_class(Class::Pass)),
@@ -214,9 +229,6 @@ pub fn reasons(reasons: &api::Reasons, all: bool, palette: Palette) -> String {
             "{} frames more were received than have a verdict: see `sluice events`\n",
             reasons.unexplained
         );
-    }
-    if silent > 0 && !all {
-        text += &format!("{} never happened: `--all` shows them too\n", plural(silent, "reason"));
     }
     text
 }
@@ -298,9 +310,15 @@ mod tests {
         answer   no_backend         56  Help for no_backend.
 
         1,334,947 frames received = 99,999 forwarded + 1,234,888 passed to the kernel + 4 dropped + 56 answered
+        eth0: 1,324,874 frames received = 90,000 forwarded + 1,234,820 passed to the kernel + 4 dropped + 50 answered
+        eth1: 10,073 frames received = 9,999 forwarded + 68 passed to the kernel + 0 dropped + 6 answered
         4 reasons never happened: `--all` shows them too
         ");
         let all = reasons(&sample::reasons(), true, PLAIN);
         assert!(lb_common::reason::Reason::ALL.iter().all(|reason| all.contains(reason.name())));
+        let own = sample::reasons().of_interface("eth1").expect("it is there");
+        insta::assert_snapshot!(sum(&own), @"10,073 frames received = 9,999 forwarded + 68 passed to the kernel + 0 dropped + 6 answered");
+        let nobody = sample::reasons().of_interface("eth2").expect_err("it is not");
+        assert_eq!(nobody, "no interface \"eth2\"; there are: eth0, eth1");
     }
 }

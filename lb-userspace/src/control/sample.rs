@@ -252,7 +252,29 @@ pub fn reasons() -> api::Reasons {
     counts[Reason::NotVip as usize] = 1_234_567;
     counts[Reason::Fragment as usize] = 4;
     counts[Reason::NoBackend as usize] = 56;
-    api::Reasons::new(99_999, &counts)
+    let of_interface = |name: &str, forwarded, by_reason: &[(Reason, u64)]| {
+        let mut counts = vec![0; Reason::ALL.len()];
+        by_reason.iter().for_each(|(reason, count)| counts[*reason as usize] = *count);
+        api::InterfaceReasons::new(name, forwarded, &counts, 0)
+    };
+    let interfaces = vec![
+        of_interface(
+            "eth0",
+            90_000,
+            &[
+                (Reason::NotIp, 320),
+                (Reason::NotVip, 1_234_500),
+                (Reason::Fragment, 4),
+                (Reason::NoBackend, 50),
+            ],
+        ),
+        of_interface(
+            "eth1",
+            9_999,
+            &[(Reason::NotIp, 1), (Reason::NotVip, 67), (Reason::NoBackend, 6)],
+        ),
+    ];
+    api::Reasons { interfaces, ..api::Reasons::new(99_999, &counts) }
 }
 
 fn service(name: &str, vip: &str, forwarding: &str, backends: Vec<api::Backend>) -> api::Service {

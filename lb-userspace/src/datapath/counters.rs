@@ -4,12 +4,15 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lb_common::{
-    abi::{HandshakeTimes, Traffic, capacity::COUNTERS_PER_CHUNK},
+    abi::{FORWARDED, HandshakeTimes, Traffic, capacity::COUNTERS_PER_CHUNK},
     counters::{EVENTS, Event},
     reason::Reason,
 };
 
-use super::Maps;
+use super::{
+    Maps,
+    places::{self, Frames, Verdicts},
+};
 
 /// What was counted of one backend, on all CPUs together.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -101,8 +104,26 @@ impl Maps {
     }
 
     /// Frames not forwarded, by reason, in the order of [`Reason::ALL`].
+    ///
+    /// # Errors
+    /// If a map can't be read.
     pub fn reason_counts(&self) -> Result<Vec<u64>> {
-        let rows = self.reasons()?;
-        Ok((0..Reason::ALL.len()).map(|reason| rows.iter().map(|row| row[reason]).sum()).collect())
+        Ok(self.verdicts()?.by_reason())
+    }
+
+    /// What became of the frames of each interface.
+    ///
+    /// # Errors
+    /// If a map can't be read.
+    pub fn verdicts(&self) -> Result<Verdicts> {
+        let interfaces = self.interfaces()?;
+        let at = |place| {
+            let rows = self.reasons(place)?;
+            let count = |number: usize| rows.iter().map(|row| row[number]).sum();
+            let by_reason = (0..Reason::ALL.len()).map(count).collect();
+            Ok((place, Frames { by_reason, forwarded: count(FORWARDED) }))
+        };
+        let places = places::used(&interfaces).into_iter().map(at).collect::<Result<_>>()?;
+        Ok(Verdicts { interfaces, places })
     }
 }

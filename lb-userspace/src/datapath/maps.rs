@@ -17,8 +17,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, Egress, EventsChunk, FlowRecord, NatHop, ProbeLine, ReasonCounts, Service,
-        ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, map,
+        self, Backend, Egress, EventsChunk, FlowRecord, Interfaces, NatHop, ProbeLine,
+        ReasonCounts, Service, ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, map,
     },
     address::Address,
     flow::Group,
@@ -57,6 +57,7 @@ pub struct Maps {
     traffic: PerCpu<TrafficChunk>,
     events: PerCpu<EventsChunk>,
     reasons: PerCpu<ReasonCounts>,
+    interfaces: Table<Interfaces>,
     probes: Table<ProbeLine>,
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
     nat_addresses: Table<Address>,
@@ -68,6 +69,15 @@ impl Maps {
     /// The pinned maps of an instance.
     pub fn pinned(pins: &Pins) -> Result<Self> {
         Self::from(|name| pinned(pins, name))
+    }
+
+    /// The pinned maps of an instance that may speak an ABI from before ours: those that it has not
+    /// are empty, and nobody else's.
+    pub(super) fn pinned_before(pins: &Pins) -> Result<Self> {
+        Self::from(|name| match absent(name) {
+            Some(empty) if !pins.map(name).exists() => empty,
+            _ => pinned(pins, name),
+        })
     }
 
     /// Maps from wherever they are, by name.
@@ -101,6 +111,7 @@ impl Maps {
             traffic: open!(map::TRAFFIC),
             events: open!(map::EVENTS),
             reasons: open!(map::REASONS),
+            interfaces: open!(map::INTERFACES),
             probes: open!(map::PROBES),
             probe_sources: open!(map::PROBE_SOURCES),
             nat_addresses: open!(map::NAT_ADDRESSES),
@@ -344,9 +355,23 @@ impl Maps {
         cleared(&mut self.events, chunk, places).context("write EVENTS")
     }
 
-    /// Counts by reason, a row for each CPU.
-    pub(super) fn reasons(&self) -> Result<Vec<ReasonCounts>> {
-        rows(&self.reasons, 0).context("read REASONS")
+    /// Counts of one place, a row for each CPU.
+    pub(super) fn reasons(&self, place: u32) -> Result<Vec<ReasonCounts>> {
+        // Before ABI 5 there was one.
+        if place >= self.reasons.len() {
+            return Ok(Vec::new());
+        }
+        rows(&self.reasons, place).context("read REASONS")
+    }
+
+    /// Where the frames of each interface are counted.
+    pub fn interfaces(&self) -> Result<Interfaces> {
+        Ok(self.interfaces.get(&0, 0).context("read INTERFACES")?.0)
+    }
+
+    /// Writes it.
+    pub fn set_interfaces(&mut self, interfaces: &Interfaces) -> Result<()> {
+        self.interfaces.set(0, Raw(*interfaces), 0).context("write INTERFACES")
     }
 
     /// The flow table's file descriptor.
@@ -379,6 +404,15 @@ fn slot_table(slots: &[u16]) -> Result<Table<SlotLine>> {
         word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
     }
     Ok(table)
+}
+
+/// An empty map in the place of one that an ABI from before ours has not.
+pub(super) fn absent(name: &str) -> Option<Result<Map>> {
+    let empty = || -> Result<Map> {
+        let empty = Table::<Interfaces>::create(1, 0)?;
+        Ok(Map::Array(MapData::from_id(empty.map().info()?.id())?))
+    };
+    (name == map::INTERFACES).then(|| empty().with_context(|| format!("create an empty {name}")))
 }
 
 fn pinned(pins: &Pins, name: &str) -> Result<Map> {

@@ -15,6 +15,7 @@ pub(crate) mod load;
 mod maps;
 mod memory;
 mod pins;
+mod places;
 mod prober;
 mod probes;
 mod reading;
@@ -27,7 +28,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use anyhow::{Context as _, Result, bail};
 use aya::programs::{Xdp, xdp::XdpMode as AyaMode};
-use lb_common::abi::{ABI_VERSION, Settings};
+use lb_common::abi::{ABI_VERSION, Interfaces, Settings};
 
 use self::upgrade::{Decision, Outcome};
 pub use self::{
@@ -39,6 +40,7 @@ pub use self::{
     maps::{Maps, Raw},
     memory::Mapping,
     pins::Pins,
+    places::{Frames, Verdicts},
     prober::{Held, ProberParts, ProberProgram},
     probes::Probes,
     reading::Reading,
@@ -76,6 +78,7 @@ pub struct Datapath {
     /// Ids of the pinned program, and of the one before it.
     programs: Mutex<[u32; 2]>,
     settings: Settings,
+    interfaces: Interfaces,
     flows: Arc<flows::FlowMemory>,
 }
 
@@ -178,15 +181,16 @@ impl Datapath {
         let flows = Arc::new(flows::FlowMemory::map(&maps, &settings)?);
         let clock = load::pinned_program(&pins, CLOCK)?;
         let programs = Mutex::new([pinned_id(&pins, PROGRAM)?; 2]);
-        Ok(Self { pins, maps, clock, programs, settings, flows })
+        let interfaces = maps.interfaces()?;
+        Ok(Self { pins, maps, clock, programs, settings, interfaces, flows })
     }
 
     /// Attaches to an interface, unless the pinned link to it is alive.
     ///
     /// # Errors
-    /// If the interface takes no XDP program in this mode; nothing is changed then.
+    /// If the interface takes no XDP program in this mode; it gets no frame then.
     pub fn attach(
-        &self,
+        &mut self,
         interface: &crate::network::Interface,
         mode: crate::model::XdpMode,
     ) -> Result<()> {
@@ -195,6 +199,16 @@ impl Datapath {
         if upgrade::is_under_way(&self.pins) && self.pins.link(&interface.name).exists() {
             return Ok(());
         }
+        // Its first frame is to be counted where it belongs.
+        let linked = self.pins.links()?;
+        let others = linked.iter().filter(|name| **name != *interface.name);
+        let others = others.map(|name| (&**name, None));
+        let wanted = places::with(
+            &self.maps.interfaces()?,
+            others.chain([(&*interface.name, Some(interface.index))]),
+        );
+        self.maps.set_interfaces(&wanted)?;
+        self.interfaces = wanted;
         attach::attach(&mut load::pinned_program(&self.pins, PROGRAM)?, &self.pins, interface, mode)
     }
 
@@ -310,6 +324,23 @@ impl Datapath {
         } else {
             self.maps.set_settings(&self.settings)?;
         }
+        Ok(intact)
+    }
+
+    /// Makes interfaces count where they should, now that some may not be attached any more; tells
+    /// whether it was as we wrote it.
+    ///
+    /// # Errors
+    /// If the kernel refuses.
+    pub fn mend_interfaces(&mut self) -> Result<bool> {
+        let seen = self.maps.interfaces()?;
+        let linked = self.pins.links()?;
+        let wanted = places::with(&self.interfaces, linked.iter().map(|name| (&**name, None)));
+        if wanted != seen {
+            self.maps.set_interfaces(&wanted)?;
+        }
+        let intact = seen == self.interfaces;
+        self.interfaces = wanted;
         Ok(intact)
     }
 

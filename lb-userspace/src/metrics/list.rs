@@ -1,21 +1,32 @@
 //! The one list of metrics.
 
+mod frames;
+
 use std::sync::LazyLock;
 
-use lb_common::{counters::Event, reason::Class};
+use lb_common::counters::Event;
 
 use super::{
     metric::{Kind, Metric},
-    samples::{BACKEND, of_backend, of_drain, of_interface, one},
+    samples::{BACKEND, of_backend, of_drain, one},
 };
 use crate::control::api;
 
 /// All of them, in the order in which they are told.
 pub static LIST: LazyLock<Vec<Metric>> = LazyLock::new(|| {
-    [instance(), frames(), interfaces(), flow_table(), services(), backends(), health(), drains()]
-        .into_iter()
-        .flatten()
-        .collect()
+    [
+        instance(),
+        frames::all(),
+        frames::by_interface(),
+        flow_table(),
+        services(),
+        backends(),
+        health(),
+        drains(),
+    ]
+    .into_iter()
+    .flatten()
+    .collect()
 });
 
 use Kind::{Counter, Gauge, Histogram, Summary};
@@ -75,120 +86,6 @@ fn instance() -> Vec<Metric> {
             |figures| figures.status.drift_repairs_total.into(),
         ),
     ]
-}
-
-fn frames() -> Vec<Metric> {
-    let classes = [Class::Pass, Class::Drop, Class::Answer].map(Class::name).join(", ");
-    let all = Metric::new(
-        Counter,
-        "sluice_frames_total",
-        &["reason", "verdict"],
-        format!(
-            "Frames by what became of them (forward, {classes}) and why. The sum is what the \
-             interfaces received, but for probe_undelivered."
-        ),
-        |all, family| {
-            let reasons = &all.figures.reasons;
-            family.sample(r#"reason="forwarded",verdict="forward""#, reasons.forwarded);
-            for reason in &reasons.reasons {
-                let verdict = format!(r#"verdict="{}""#, reason.class);
-                family.sample_with(&verdict, ("reason", &reason.name), reason.count);
-            }
-        },
-    );
-    let unexplained = one(
-        Gauge,
-        "sluice_frames_unexplained",
-        "Frames that the interfaces received and that got no verdict, for certain, since this \
-         daemon started; less than 0: verdicts about frames that they do not tell of.",
-        |figures| figures.reasons.unexplained.into(),
-    );
-    vec![all, unexplained]
-}
-
-fn interfaces() -> Vec<Metric> {
-    let mut list = vec![
-        of_interface(
-            Gauge,
-            "sluice_interface_attached",
-            "1 if the program is on this interface, else 0.",
-            |interface| Some(interface.attached.into()),
-        ),
-        Metric::new(
-            Gauge,
-            "sluice_interface_xdp_mode",
-            &["interface", "mode"],
-            "1; the label is the mode: native, or generic, which is slow.",
-            |all, family| {
-                for (labels, interface) in &all.interfaces {
-                    family.sample_with(labels, ("mode", &interface.xdp_mode), true);
-                }
-            },
-        ),
-    ];
-    type Counts = [(&'static str, &'static str, fn(&api::InterfaceCounts) -> u64); 9];
-    let counts: Counts = [
-        (
-            "sluice_interface_received_frames_total",
-            "Good frames that the driver took, those included that XDP or the host dropped; since \
-             the interface was made, as all its counts.",
-            |counts| counts.received_frames_total,
-        ),
-        ("sluice_interface_received_bytes_total", "Bytes of the frames received.", |counts| {
-            counts.received_bytes_total
-        }),
-        ("sluice_interface_receive_errors_total", "Bad frames received.", |counts| {
-            counts.receive_errors_total
-        }),
-        (
-            "sluice_interface_receive_dropped_total",
-            "Frames received that driver or host dropped: no room, or nobody wanted them.",
-            |counts| counts.receive_dropped_total,
-        ),
-        (
-            "sluice_interface_receive_missed_total",
-            "Frames that the card dropped because the host did not take them.",
-            |counts| counts.receive_missed_total,
-        ),
-        (
-            "sluice_interface_sent_frames_total",
-            "Frames sent; whether those of XDP are among them is the driver's matter.",
-            |counts| counts.sent_frames_total,
-        ),
-        ("sluice_interface_sent_bytes_total", "Bytes of the frames sent.", |counts| {
-            counts.sent_bytes_total
-        }),
-        ("sluice_interface_send_errors_total", "Frames that could not be sent.", |counts| {
-            counts.send_errors_total
-        }),
-        ("sluice_interface_send_dropped_total", "Frames dropped on their way out.", |counts| {
-            counts.send_dropped_total
-        }),
-    ];
-    list.extend(counts.map(|(name, help, count)| {
-        Metric::new(Counter, name, &["interface"], help, move |all, family| {
-            for (labels, interface) in &all.interfaces {
-                if let Some(counts) = &interface.counts {
-                    family.sample(labels, count(counts));
-                }
-            }
-        })
-    }));
-    list.push(Metric::new(
-        Counter,
-        "sluice_interface_xdp_statistics_total",
-        &["interface", "statistic"],
-        "What the driver counts of XDP, by its own names (`ethtool -S`), all queues together: look \
-         for errors and for frames that it could not send.",
-        |all, family| {
-            for (labels, interface) in &all.interfaces {
-                for (statistic, count) in interface.counts.iter().flat_map(|counts| &counts.xdp) {
-                    family.sample_with(labels, ("statistic", statistic), *count);
-                }
-            }
-        },
-    ));
-    list
 }
 
 fn flow_table() -> Vec<Metric> {

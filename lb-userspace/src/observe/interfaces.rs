@@ -2,21 +2,21 @@
 
 use std::collections::BTreeMap;
 
-use lb_common::reason::Reason;
-
 use super::State;
 use crate::{
-    conservation::{Reading, Residual},
+    conservation::{Ledger, Reading, Residual},
     control::api::{self, EventKind},
+    datapath,
     journal::Entry,
     network::Statistics,
 };
 
 /// All verdicts until one moment.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug)]
 pub struct Verdicts {
-    all: u64,
-    probe_answers: u64,
+    /// All frames that were forwarded; read before the others.
+    forwarded: u64,
+    others: datapath::Verdicts,
     epoch: u64,
 }
 
@@ -33,15 +33,10 @@ impl State {
     /// All verdicts that our program has given; `None`: they can't be read, which is logged.
     pub fn verdicts(&self) -> Option<Verdicts> {
         let counted = self.forwarded().and_then(|forwarded| {
-            let reasons = self.datapath.maps.reason_counts()?;
-            let of = |reason: Reason| reasons.get(reason as usize).copied().unwrap_or(0);
-            // What our own prober sends has not arrived anywhere.
-            let received = reasons.iter().sum::<u64>() - of(Reason::ProbeUndelivered);
-            Ok(Verdicts {
-                all: forwarded + received,
-                probe_answers: of(Reason::ProbeAnswer),
-                epoch: self.counters_epoch,
-            })
+            let others = self.datapath.maps.verdicts()?;
+            // Where interfaces begin or cease to be told apart, their sums begin anew.
+            let epoch = self.counters_epoch * 2 + u64::from(others.are_several());
+            Ok(Verdicts { forwarded, others, epoch })
         });
         counted.inspect_err(|error| tracing::warn!("can't read the verdicts: {error:#}")).ok()
     }
@@ -60,31 +55,58 @@ impl State {
     pub fn take_counts(&mut self, before: Option<Verdicts>, counts: InterfaceCounts) {
         self.counts = counts;
         let (Some(before), Some(after)) = (before, self.verdicts()) else { return };
+        self.take_frames(&after);
         if before.epoch != after.epoch {
             return;
         }
-        let received: BTreeMap<u32, u64> = self
-            .interfaces
-            .iter()
-            .filter(|seen| seen.xdp().is_some_and(|xdp| self.datapath.is_ours(xdp.id)))
-            .filter_map(|seen| {
-                let index = seen.found.as_ref()?.index;
-                Some((index, self.counts.statistics.get(&index)?.received_frames))
-            })
-            .collect();
-        let is_elsewhere = |index| !received.contains_key(&index);
-        let answers_elsewhere =
-            self.next_hops.values().flatten().any(|hop| is_elsewhere(hop.interface));
-        let reading = Reading {
-            received,
-            verdicts_before: before.all,
-            verdicts_after: after.all,
-            elsewhere: if answers_elsewhere { after.probe_answers } else { 0 },
-            epoch: after.epoch,
-        };
-        if let Some(residual) = self.ledger.take(reading, std::time::Instant::now()) {
-            self.journal.note(EventKind::Trouble, Entry::new(tell(residual)));
+        let now = std::time::Instant::now();
+        for seen in &self.interfaces {
+            let Some(found) = seen.found.as_ref() else { continue };
+            let received = self.counts.statistics.get(&found.index).map(|s| s.received_frames);
+            let sum = |verdicts: &Verdicts| verdicts.others.sum_of(&seen.name, verdicts.forwarded);
+            let (Some(received), Some(verdicts_before), Some(verdicts_after)) =
+                (received, sum(&before), sum(&after))
+            else {
+                continue;
+            };
+            if !seen.xdp().is_some_and(|xdp| self.datapath.is_ours(xdp.id)) {
+                continue;
+            }
+            let reading = Reading {
+                interface: found.index,
+                received,
+                verdicts_before,
+                verdicts_after,
+                epoch: after.epoch,
+            };
+            let ledger = self.ledgers.entry(seen.name.clone()).or_default();
+            if let Some(residual) = ledger.take(reading, now) {
+                self.journal.note(EventKind::Trouble, Entry::new(tell(&seen.name, residual)));
+            }
         }
+    }
+
+    /// What became of each interface's frames.
+    fn take_frames(&mut self, verdicts: &Verdicts) {
+        for seen in &self.interfaces {
+            if let Some(mut frames) = verdicts.others.of(&seen.name, verdicts.forwarded) {
+                let last = self.frames.get(&seen.name).map_or(0, |last| last.forwarded);
+                frames.forwarded = frames.forwarded.max(last);
+                self.frames.insert(seen.name.clone(), frames);
+            }
+        }
+    }
+
+    /// What became of the frames of each configured interface, a second ago at most.
+    pub(super) fn frames_by_interface(&self) -> Vec<api::InterfaceReasons> {
+        let names = self.interfaces.iter().map(|seen| &seen.name);
+        let known = names.filter_map(|name| Some((name, self.frames.get(name)?)));
+        known
+            .map(|(name, frames)| {
+                let unexplained = self.ledgers.get(name).map_or(0, Ledger::unexplained);
+                api::InterfaceReasons::new(name, frames.forwarded, &frames.by_reason, unexplained)
+            })
+            .collect()
     }
 
     /// What the drivers counted of XDP when they were asked last.
@@ -100,18 +122,18 @@ impl State {
     }
 }
 
-fn tell(Residual { frames, received }: Residual) -> String {
+fn tell(interface: &str, Residual { frames, received }: Residual) -> String {
     let count = frames.unsigned_abs();
     if frames > 0 {
         format!(
-            "{count} of {received} frames that our interfaces received got no verdict: their \
-             driver dropped them before our program (the interface's counts in /metrics), or \
-             another program has them"
+            "{count} of {received} frames that {interface} received got no verdict: its driver \
+             dropped them before our program (the interface's counts in /metrics), or another \
+             program has them"
         )
     } else {
         format!(
-            "{count} verdicts are about frames that our interfaces do not tell of, which say that \
-             they received {received}: a driver that does not count what XDP takes, or a defect"
+            "{count} verdicts are about frames that {interface} does not tell of, which says that \
+             it received {received}: a driver that does not count what XDP takes, or a defect"
         )
     }
 }

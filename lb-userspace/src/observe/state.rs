@@ -16,7 +16,7 @@ use super::{
 use crate::{
     conservation::Ledger,
     control::api::{self, EventKind},
-    datapath::{Datapath, IdleLimits, Sweep},
+    datapath::{Datapath, Frames, IdleLimits, Sweep},
     drain::{Admin, Moment},
     health::{self, Engine, Judge, Kept, Traffic},
     instance::Instance,
@@ -69,8 +69,10 @@ pub struct State {
     pub interfaces: Vec<InterfaceSeen>,
     /// What interfaces count, as last seen.
     pub(super) counts: InterfaceCounts,
-    /// Whether that is what our program has decided about.
-    pub(super) ledger: Ledger,
+    /// Whether that is what our program has decided about, by the interface's name.
+    pub(super) ledgers: BTreeMap<String, Ledger>,
+    /// What became of their frames, by name.
+    pub(super) frames: BTreeMap<String, Frames>,
     /// Frames that were sent to backends which are gone.
     pub(super) retired: Retired,
     /// Another number: counters of backends began anew, or are counted no more.
@@ -177,7 +179,8 @@ impl State {
             sweep: Sweep::default(),
             interfaces: Vec::new(),
             counts: InterfaceCounts::default(),
-            ledger: Ledger::default(),
+            ledgers: BTreeMap::new(),
+            frames: BTreeMap::new(),
             retired,
             counters_epoch: 0,
             reconcile_error: None,
@@ -427,6 +430,11 @@ impl State {
         if !self.datapath.mend_settings()? {
             self.drift_repairs += 1;
             self.journal.note(EventKind::Drift, Entry::new("SETTINGS was changed; written again"));
+        }
+        if !self.datapath.mend_interfaces()? {
+            self.drift_repairs += 1;
+            let text = "INTERFACES was changed; written again";
+            self.journal.note(EventKind::Drift, Entry::new(text));
         }
         let services = self.image.services.keys().last().map_or(0, |last| last + 1);
         let from = if self.close_look < services { self.close_look } else { 0 };

@@ -10,6 +10,7 @@ use lb_common::{abi::ServiceKey, address::Address, counters::Event, flow, reason
 use super::{State, why::why};
 use crate::{
     choice::choose,
+    conservation::Ledger,
     control::api,
     datapath::BackendCounters,
     drain::{Admin, Moment},
@@ -264,8 +265,10 @@ fn forwarded(state: &State) -> u64 {
 
 /// What became of every frame.
 pub(super) fn reasons(state: &State) -> api::Reasons {
-    let unexplained = state.ledger.unexplained();
-    api::Reasons { unexplained, ..api::Reasons::new(forwarded(state), &reason_counts(state)) }
+    let unexplained = state.ledgers.values().map(Ledger::unexplained).sum();
+    let interfaces = state.frames_by_interface();
+    let all = api::Reasons::new(forwarded(state), &reason_counts(state));
+    api::Reasons { unexplained, interfaces, ..all }
 }
 
 /// Frames not forwarded, by reason.

@@ -5,6 +5,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 mod corpus;
+mod interfaces;
 mod ipip;
 mod l2;
 mod maglev;

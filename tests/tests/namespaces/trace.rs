@@ -137,7 +137,7 @@ fn filters_pick_in_the_kernel() {
         return;
     }
     let (scene, sluice) = Scene::forwarding(Plan::default(), VIP4, "l2", Family::V4);
-    let wire = scene.lab.wire(scene.lab.balancer()).unwrap();
+    let wire = scene.lab.wire(&scene.lab.balancer().interfaces()[0]).unwrap();
     let macs = [scene.lab.balancer(), scene.lab.client()].map(|h| h.interfaces()[0].mac());
     let send = |client: [u8; 4], port: u16, to: u16, flags: u8| {
         wire.send(&segment(macs.as_flattened(), (client.into(), port), to, flags)).unwrap();

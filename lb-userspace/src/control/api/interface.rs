@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use lb_common::reason::Reason;
 use serde::{Deserialize, Serialize};
 
 use crate::network::Statistics;
@@ -43,6 +44,34 @@ pub struct InterfaceCounts {
     pub send_dropped_total: u64,
     /// What the driver counts of XDP, by its own names, all queues together.
     pub xdp: BTreeMap<String, u64>,
+}
+
+/// What became of every frame that arrived on an interface of the config, since the program was
+/// attached to it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct InterfaceReasons {
+    /// Its name.
+    pub name: String,
+    /// All frames with a verdict: the sum of those forwarded and of all counts below.
+    pub received: u64,
+    /// Frames sent to a backend, or from one to its client.
+    pub forwarded: u64,
+    /// Frames that it received beyond that, for certain, since this daemon compares; less than 0:
+    /// verdicts about frames that it does not tell of.
+    pub unexplained: i64,
+    /// Frames not forwarded, by reason.
+    pub counts: BTreeMap<String, u64>,
+}
+
+impl InterfaceReasons {
+    /// From the counts by the reasons' numbers; a missing count is 0.
+    pub fn new(name: &str, forwarded: u64, counts: &[u64], unexplained: i64) -> Self {
+        let count = |reason: &Reason| counts.get(*reason as usize).copied().unwrap_or(0);
+        let counts: BTreeMap<String, u64> =
+            Reason::ALL.iter().map(|reason| (reason.name().to_owned(), count(reason))).collect();
+        let received = forwarded + counts.values().sum::<u64>();
+        Self { name: name.to_owned(), received, forwarded, unexplained, counts }
+    }
 }
 
 impl InterfaceCounts {

@@ -26,7 +26,7 @@ pub use self::{
     event::{Event, EventFilter, EventKind, Events},
     flow::{BackendFlows, Clients, Flow, FlowFilter, FlowOrder, FlowState, Flows},
     handshakes::HandshakeTimes,
-    interface::{Interface, InterfaceCounts},
+    interface::{Interface, InterfaceCounts, InterfaceReasons},
     probe::{LastProbe, ProbeTotals},
     trouble::{Severity, Trouble, TroubleKind, Verdict},
 };
@@ -263,6 +263,9 @@ pub struct Reasons {
     pub unexplained: i64,
     /// Every reason, in the order of their numbers.
     pub reasons: Vec<ReasonCount>,
+    /// The same of each configured interface, a second ago at most; frames that arrived on others,
+    /// answers to our own probes, are in the sums above alone.
+    pub interfaces: Vec<InterfaceReasons>,
 }
 
 /// How many frames ended for one reason.
@@ -434,7 +437,21 @@ impl Reasons {
             })
             .collect();
         let others: u64 = reasons.iter().map(|reason| reason.count).sum();
-        Self { received: forwarded + others, forwarded, unexplained: 0, reasons }
+        let interfaces = Vec::new();
+        Self { received: forwarded + others, forwarded, unexplained: 0, reasons, interfaces }
+    }
+
+    /// What became of the frames of the interface with this name, or what there is instead.
+    ///
+    /// # Errors
+    /// If none is told.
+    pub fn of_interface(&self, name: &str) -> Result<Self, String> {
+        let told = self.interfaces.iter().find(|interface| interface.name == name);
+        let names = || hint(self.interfaces.iter().map(|interface| &*interface.name));
+        let told = told.ok_or_else(|| format!("no interface {name:?}{}", names()))?;
+        let count = |reason: &Reason| told.counts.get(reason.name()).copied().unwrap_or(0);
+        let counts: Vec<u64> = Reason::ALL.iter().map(count).collect();
+        Ok(Self { unexplained: told.unexplained, ..Self::new(told.forwarded, &counts) })
     }
 
     /// How many frames ended in this class.

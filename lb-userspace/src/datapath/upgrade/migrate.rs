@@ -28,10 +28,11 @@ use lb_common::{
     address::Address,
     flow::GROUP,
 };
+use nix::net::if_::if_nametoindex;
 
 use super::{Outcome, Report, Say, View, decide::Known, keep, rehearsal, table::FlowTable};
 use crate::{
-    datapath::{Maps, PROGRAM, Raw, load, pins::Pins},
+    datapath::{Maps, PROGRAM, Raw, load, pins::Pins, places},
     instance::Instance,
 };
 
@@ -53,7 +54,7 @@ pub fn migrate(
     object: &[u8],
     say: Say<'_>,
 ) -> Result<Report> {
-    let old = Maps::pinned(pins).context(
+    let old = Maps::pinned_before(pins).context(
         "the maps of the running instance have other layouts than this build knows how to read; \
          it goes on forwarding",
     )?;
@@ -79,12 +80,13 @@ pub fn migrate(
     };
     let (from, to) = (FlowTable::map(&old, &settings)?, FlowTable::map(&new, &settings)?);
     let empty = to.snapshot();
+    // Of a table that both have there is nothing to carry, then or later.
     let mut flows = to.carry(&empty, &from);
     let base = to.snapshot();
 
     let view = View::of(&old, pins)?;
     let before = view.window(&old, super::BASELINE)?;
-    copy_counters(pins, &next, &view.backends)?;
+    copy_counters(pins, &next, known, &view.backends)?;
     let swapped = view.sample(&new)?;
     if let Err(error) = load::swap(&mut load::pinned_program(&next, PROGRAM)?, pins) {
         return undo(error);
@@ -165,13 +167,16 @@ fn prepare(
             new.set_egress(index, &egress)?;
         }
     }
+    let linked = pins.links()?;
+    let attached = linked.iter().map(|name| (&**name, if_nametoindex(&**name).ok()));
+    new.set_interfaces(&places::with(&old.interfaces()?, attached))?;
     let object_id = load::object_id(object);
     new.set_settings(&Settings { abi_version: ABI_VERSION, object_id, ..*settings })?;
     Ok(new)
 }
 
-/// The counters of these backends and of the reasons, a row for each CPU.
-fn copy_counters(old: &Pins, new: &Pins, backends: &[u16]) -> Result<()> {
+/// The counters of these backends and of the reasons, a row for each CPU; what both have is there.
+fn copy_counters(old: &Pins, new: &Pins, known: &Known, backends: &[u16]) -> Result<()> {
     fn copy<T: Copy + 'static>(old: &Pins, new: &Pins, name: &str, indices: &[u32]) -> Result<()>
     where
         Raw<T>: aya::Pod,
@@ -184,7 +189,7 @@ fn copy_counters(old: &Pins, new: &Pins, backends: &[u16]) -> Result<()> {
                 .with_context(|| format!("open {}", path.display()))
         };
         let (old, mut new) = (open(old)?, open(new)?);
-        for index in indices {
+        for index in indices.iter().filter(|index| **index < old.len()) {
             new.set(*index, old.get(index, 0)?, 0).with_context(|| format!("copy {name}"))?;
         }
         Ok(())
@@ -192,9 +197,14 @@ fn copy_counters(old: &Pins, new: &Pins, backends: &[u16]) -> Result<()> {
     let mut chunks: Vec<u32> =
         backends.iter().map(|index| u32::from(*index) / COUNTERS_PER_CHUNK as u32).collect();
     chunks.dedup();
-    copy::<TrafficChunk>(old, new, map::TRAFFIC, &chunks)?;
-    copy::<EventsChunk>(old, new, map::EVENTS, &chunks)?;
-    copy::<ReasonCounts>(old, new, map::REASONS, &[0])
+    if !known.shared.contains(&map::TRAFFIC) {
+        copy::<TrafficChunk>(old, new, map::TRAFFIC, &chunks)?;
+    }
+    if !known.shared.contains(&map::EVENTS) {
+        copy::<EventsChunk>(old, new, map::EVENTS, &chunks)?;
+    }
+    let places: Vec<u32> = (0..capacity::PLACES as u32).collect();
+    copy::<ReasonCounts>(old, new, map::REASONS, &places)
 }
 
 /// Puts the old program back, and takes with it what the flows have become; can be repeated.
@@ -208,7 +218,7 @@ fn undo(pins: &Pins) -> Result<()> {
         .and_then(|program| load::is_attached(&program, pins))
         .unwrap_or(false);
     if swapped {
-        let (old, new) = (Maps::pinned(pins)?, Maps::pinned(&next)?);
+        let (old, new) = (Maps::pinned_before(pins)?, Maps::pinned(&next)?);
         let settings = new.settings()?;
         let (to, from) = (FlowTable::map(&old, &settings)?, FlowTable::map(&new, &settings)?);
         let base = to.snapshot();

@@ -27,7 +27,7 @@ use super::{
     table::{FlowTable, Sampled},
 };
 use crate::datapath::{
-    Maps, PROGRAM, diagnose, load,
+    Maps, PROGRAM, diagnose, load, maps,
     run::{Answer, Mac, PASS, REDIRECT, TRANSMIT, run},
 };
 
@@ -216,7 +216,9 @@ impl Stage {
             .map_err(diagnose::load_error)?;
         load::load_program(&mut object, PROGRAM)?;
         let mut maps = Maps::from(|name| {
-            object.take_map(name).ok_or_else(|| anyhow!("the object file has no map {name}"))
+            let own = object.take_map(name).map(Ok);
+            own.or_else(|| maps::absent(name))
+                .unwrap_or_else(|| Err(anyhow!("the object file has no map {name}")))
         })?;
         let settings = Settings { flow_mask: entries / GROUP as u32 - 1, ..scenery.settings };
         maps.set_settings(&settings)?;
