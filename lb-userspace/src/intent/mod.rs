@@ -248,7 +248,7 @@ impl Intent {
             }
         }
         if after != *before || self.leaving != were_leaving {
-            self.generation += 1;
+            self.generation = self.generation.wrapping_add(1);
         }
     }
 
@@ -278,7 +278,7 @@ impl Intent {
             !(leaving.backend.admin.is_over() && is_empty)
         });
         if self.leaving.len() < before {
-            self.generation += 1;
+            self.generation = self.generation.wrapping_add(1);
             progress = Progress::States;
         }
         progress
