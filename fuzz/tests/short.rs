@@ -1,8 +1,8 @@
 //! A short run of every target, the same on every machine: seeds, what earlier runs kept, and
-//! mutations of both.
+//! mutations of both. `SLUICE_SEED` chooses other mutations, `SLUICE_MUTATIONS` more of them.
 
 use std::{
-    panic,
+    env, panic,
     sync::{
         Mutex, Once, PoisonError,
         atomic::{AtomicUsize, Ordering},
@@ -12,8 +12,8 @@ use std::{
 use lb_common::host::Random;
 use sluice_fuzz::{Seed, TARGETS, mutate};
 
-/// Mutations of each target; the tests are not optimised.
-const MUTATIONS: usize = 1500;
+/// Mutations of each target, if nobody asks for more; the tests are not optimised.
+const MUTATIONS: u64 = 1500;
 
 /// Panics so far, also those that a server survives.
 static PANICS: AtomicUsize = AtomicUsize::new(0);
@@ -44,12 +44,17 @@ fn drive(name: &str) {
     for Seed { name, bytes } in &inputs {
         run(name, bytes);
     }
-    let mut random = Random(1);
-    for number in 0..MUTATIONS {
+    let seed = number("SLUICE_SEED").unwrap_or(1);
+    let mut random = Random(seed);
+    for number in 0..number("SLUICE_MUTATIONS").unwrap_or(MUTATIONS) {
         let [one, other] = [0; 2].map(|_| &inputs[random.below(inputs.len())]);
         let bytes = mutate(&one.bytes, &other.bytes, &mut random);
-        run(&format!("mutation {number}, of {:?}", one.name), &bytes);
+        run(&format!("SLUICE_SEED={seed}, mutation {number}, of {:?}", one.name), &bytes);
     }
+}
+
+fn number(variable: &str) -> Option<u64> {
+    Some(env::var(variable).ok()?.parse().expect(variable))
 }
 
 #[test]

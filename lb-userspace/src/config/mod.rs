@@ -72,7 +72,9 @@ impl Source<'_> {
 
     fn refuse_toml(&self, mut error: toml::de::Error) -> Error {
         let at = error.span().unwrap_or(0..0);
-        let message = error.message().trim_end().replace('\n', "; ");
+        // It may quote what is in the file, which is anything.
+        let line = |text: &str| text.replace('\n', "; ").replace(char::is_control, " ");
+        let message = line(error.message().trim_end());
         // TOML's own words for a text without quotes: "invalid float, expected `nan`".
         let about_scalars = ["invalid float", "invalid boolean", "string values must be quoted"];
         if about_scalars.iter().any(|start| message.starts_with(start)) {
@@ -86,7 +88,7 @@ impl Source<'_> {
         let field = error
             .to_string()
             .lines()
-            .find_map(|line| Some(line.strip_prefix("in `")?.strip_suffix('`')?.to_owned()));
+            .find_map(|text| Some(line(text.strip_prefix("in `")?.strip_suffix('`')?)));
         self.refuse(at, Problem::Toml { message, field })
     }
 
@@ -106,7 +108,7 @@ impl Source<'_> {
 
     /// The word around an offset, up to what may stand beside a value.
     fn word(&self, offset: usize) -> (Range<usize>, &str) {
-        let ends = |c: char| c.is_whitespace() || "=,[]{}#".contains(c);
+        let ends = |c: char| c.is_whitespace() || c.is_control() || "=,[]{}#".contains(c);
         let before = self.before(offset);
         let start = before.rfind(ends).map_or(0, |delimiter| delimiter + 1);
         let rest = self.text.get(start..).unwrap_or_default();
