@@ -11,8 +11,15 @@ const BPFFS: &str = "/sys/fs/bpf";
 /// What `statfs` says of it (`BPF_FS_MAGIC` in `linux/magic.h`).
 const BPFFS_MAGIC: FsType = FsType(0xcafe_4a11);
 
-/// The oldest kernel the program is made for.
+/// The oldest kernel the program is made for: no older one is tested.
 const KERNEL: (u32, u32) = (6, 1);
+
+/// What the program cannot do without, and the first kernel that has it.
+const FEATURES: [((u32, u32), &str); 3] = [
+    ((5, 12), "64-bit compare-and-exchange in BPF"),
+    ((5, 18), "XDP on frames of several buffers"),
+    ((5, 18), "IFA_PROTO on addresses"),
+];
 
 /// What an EPERM from the kernel means.
 pub(super) const NO_PERMISSION: &str = "the kernel refused: sluice needs root, or the capabilities CAP_BPF, CAP_NET_ADMIN and \
@@ -58,12 +65,24 @@ fn check_capabilities(status: &str) -> Result<()> {
 
 fn check_kernel(release: &str) -> Result<()> {
     let mut numbers = release.trim().split(['.', '-']).map_while(|part| part.parse::<u32>().ok());
-    if let (Some(major), Some(minor)) = (numbers.next(), numbers.next())
-        && (major, minor) < KERNEL
-    {
-        bail!("this kernel is {}, sluice needs {}.{} or newer", release.trim(), KERNEL.0, KERNEL.1);
+    let (Some(major), Some(minor)) = (numbers.next(), numbers.next()) else { return Ok(()) };
+    if (major, minor) >= KERNEL {
+        return Ok(());
     }
-    Ok(())
+    let lacking = FEATURES.iter().filter(|(since, _)| (major, minor) < *since);
+    let lacking = lacking.map(|((major, minor), what)| format!("{what} ({major}.{minor})"));
+    let lacking = lacking.collect::<Vec<_>>().join(", ");
+    let why = if lacking.is_empty() {
+        "it is not tested on this one".to_owned()
+    } else {
+        format!("this one lacks {lacking}")
+    };
+    bail!(
+        "this kernel is {}, sluice needs {}.{} or newer: {why}",
+        release.trim(),
+        KERNEL.0,
+        KERNEL.1
+    )
 }
 
 fn check_bpffs(path: &Path) -> Result<()> {
@@ -132,7 +151,16 @@ mod tests {
             assert!(check_kernel(fine).is_ok(), "{fine}");
         }
         let error = check_kernel("5.10.0-46-cloud-amd64\n").expect_err("too old").to_string();
-        assert_eq!(error, "this kernel is 5.10.0-46-cloud-amd64, sluice needs 6.1 or newer");
+        assert_eq!(
+            error,
+            "this kernel is 5.10.0-46-cloud-amd64, sluice needs 6.1 or newer: this one lacks 64-bit \
+             compare-and-exchange in BPF (5.12), XDP on frames of several \
+             buffers (5.18), IFA_PROTO on addresses (5.18)"
+        );
+        let error = check_kernel("5.15.0\n").expect_err("too old").to_string();
+        assert!(error.contains("lacks XDP on frames"), "{error}");
+        let error = check_kernel("6.0.19\n").expect_err("too old").to_string();
+        assert!(error.ends_with("it is not tested on this one"), "{error}");
     }
 
     #[test]
