@@ -25,6 +25,7 @@
 mod agent;
 mod browser;
 pub mod builds;
+mod cards;
 mod client;
 mod conversation;
 mod faults;
@@ -34,6 +35,7 @@ mod kernel;
 mod leftovers;
 mod load;
 mod namespace;
+mod needs;
 mod nginx;
 mod numbers;
 mod process;
@@ -68,6 +70,7 @@ pub use self::{
     kernel::{Attached, Program, REFLECT_UDP},
     load::{FailedRequest, Load, LoadPlan, Tally, Target},
     namespace::Namespace,
+    needs::{is_privileged, is_root},
     nginx::Nginx,
     numbers::{Arrived, Numbers},
     process::{Process, Stopped},
@@ -79,7 +82,10 @@ pub use self::{
     terminal::Terminal,
     wait::{DEADLINE, until},
 };
-use self::{host::Wire, trunk::Trunk};
+use self::{
+    host::{Cable, Wire},
+    trunk::Trunk,
+};
 
 /// Frames of this many bytes of IP pass between balancer and backends: room for an outer IPv6
 /// header (40 bytes) around a client's 1,500.
@@ -199,19 +205,10 @@ pub struct Lab {
 impl Lab {
     /// Builds the machines and joins them; nothing runs in them yet.
     pub fn start(plan: Plan) -> Result<Self> {
-        ensure!(is_root(), "a laboratory of network namespaces needs root: run it with sudo");
-        for program in
-            ["/usr/sbin/nginx:nginx-light", "ip:iproute2", "ethtool", "nsenter:util-linux"]
-        {
-            let (program, package) = program.split_once(':').unwrap_or((program, program));
-            ensure!(
-                is_installed(program),
-                "{program} is not installed: `cargo xtask setup`, or apt-get install {package}"
-            );
-        }
+        needs::check()?;
         ensure!((1..=9).contains(&plan.clients) && plan.backends <= 88, "too large: {plan:?}");
         leftovers::remove();
-        mount_bpffs()?;
+        needs::mount_bpffs()?;
 
         static LABS: AtomicU32 = AtomicU32::new(0);
         let number = LABS.fetch_add(1, Ordering::Relaxed);
@@ -231,12 +228,17 @@ impl Lab {
         let host = |role: &str, wires: &[Wire<'_>]| {
             Host::create(&name, role, wires, &directory).with_context(|| format!("build {role}"))
         };
-        let wire =
-            |network, number, mtu| Wire { network, number, mtu, switch: &switch, bridged: true };
+        let wire = |network, number, mtu| {
+            let (switch, cable) = (&switch, Cable::Veth);
+            Wire { network, number, mtu, switch, bridged: true, cable }
+        };
         let backends_network = if plan.second_network { Network::Back } else { Network::Front };
 
         let mut balancer_wires =
             networks.iter().map(|&network| wire(network, BALANCER, INNER_MTU)).collect::<Vec<_>>();
+        if let Some(cards) = cards::joined()? {
+            balancer_wires[0].cable = Cable::Cards(cards);
+        }
         if let Some(trunk) = &trunk {
             balancer_wires[0].switch = trunk.namespace();
             balancer_wires[0].bridged = false;
@@ -428,40 +430,6 @@ impl Lab {
     pub fn directory(&self) -> PathBuf {
         self.directory.path().to_owned()
     }
-}
-
-/// Whether a laboratory can be had; if not, says so: what calls this is about to be skipped.
-pub fn is_privileged() -> bool {
-    if !is_root() {
-        eprintln!("skipped: network namespaces need root");
-    }
-    is_root()
-}
-
-/// Whether this process is root's.
-pub fn is_root() -> bool {
-    nix::unistd::geteuid().is_root()
-}
-
-fn is_installed(program: &str) -> bool {
-    let directories = std::env::var_os("PATH").unwrap_or_default();
-    std::env::split_paths(&directories)
-        .chain(["/usr/sbin".into(), "/sbin".into()])
-        .any(|directory| directory.join(program).is_file())
-}
-
-/// `sluice` needs it, and a bare virtual machine may not have it.
-fn mount_bpffs() -> Result<()> {
-    use nix::{
-        mount::{MsFlags, mount},
-        sys::statfs::{BPF_FS_MAGIC, statfs},
-    };
-    let path = "/sys/fs/bpf";
-    if statfs(path).with_context(|| format!("look at {path}"))?.filesystem_type() == BPF_FS_MAGIC {
-        return Ok(());
-    }
-    mount(Some("bpf"), path, Some("bpf"), MsFlags::empty(), None::<&str>)
-        .with_context(|| format!("mount bpffs on {path}"))
 }
 
 fn build_switch(switch: &Namespace, networks: &[Network]) -> Result<()> {

@@ -42,6 +42,17 @@ pub(super) struct Wire<'a> {
     pub switch: &'a Namespace,
     /// Hang the far end on the network's bridge in `switch`.
     pub bridged: bool,
+    /// What it is made of.
+    pub cable: Cable,
+}
+
+/// What a [`Wire`] is made of.
+#[derive(Clone, Debug)]
+pub(super) enum Cable {
+    /// A veth pair.
+    Veth,
+    /// Two cards that are joined outside of this machine: the switch's and the machine's.
+    Cards([String; 2]),
 }
 
 impl Interface {
@@ -225,18 +236,27 @@ impl Host {
 }
 
 impl Interface {
-    /// Makes the veth pair and plugs in its far end.
+    /// Lays the cable and plugs in its far end.
     fn plug(&self, wire: &Wire<'_>, host: &Namespace) -> Result<()> {
         let Self { name, port, network, number } = self;
         let (switch, bridge) = (wire.switch.name(), network.bridge());
         let [_, _, _, _, net, num] = network.mac(*number);
-        ip_batch(&format!(
-            "link add {port} netns {switch} mtu {} address 02:00:00:ff:{net:02x}:{num:02x} \
-             type veth peer name {name} netns {} mtu {} address 02:00:00:00:{net:02x}:{num:02x}\n",
-            super::INNER_MTU,
-            host.name(),
-            wire.mtu,
-        ))?;
+        let far = format!("mtu {} address 02:00:00:ff:{net:02x}:{num:02x}", super::INNER_MTU);
+        let near = format!("mtu {} address 02:00:00:00:{net:02x}:{num:02x}", wire.mtu);
+        let inside = host.name();
+        match &wire.cable {
+            Cable::Veth => ip_batch(&format!(
+                "link add {port} netns {switch} {far} type veth peer name {name} netns {inside} {near}\n"
+            ))?,
+            Cable::Cards([outer, inner]) => {
+                ip_batch(&format!(
+                    "link set {outer} netns {switch} name {port}\n\
+                     link set {inner} netns {inside} name {name}\n"
+                ))?;
+                wire.switch.enter(|| ip_batch(&format!("link set {port} {far}\n")))?;
+                host.enter(|| ip_batch(&format!("link set {name} {near}\n")))?;
+            }
+        }
         host.enter(|| switch_offloads_off(name))?;
         wire.switch.enter(|| {
             switch_offloads_off(port)?;
@@ -262,7 +282,8 @@ impl Interface {
     pub(super) fn replace(&self, switch: &Namespace, host: &Namespace) -> Result<()> {
         let Self { network, number, .. } = *self;
         host.enter(|| ip_batch(&format!("link delete {}\n", self.name)))?;
-        self.plug(&Wire { network, number, mtu: super::INNER_MTU, switch, bridged: true }, host)?;
+        let (mtu, bridged, cable) = (super::INNER_MTU, true, Cable::Veth);
+        self.plug(&Wire { network, number, mtu, switch, bridged, cable }, host)?;
         host.enter(|| self.set_up())
     }
 }
