@@ -1,7 +1,7 @@
 //! The same frames through the host build and through the kernel's program, over the same
 //! tables: the same answers, the same bytes, the same flow table and the same counts.
 //!
-//! `SLUICE_SEED` chooses other frames, `SLUICE_FRAMES` more of them.
+//! `SLUICE_SEED` chooses other frames, `SLUICE_FRAMES` more of them or fewer.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 use std::{
@@ -41,7 +41,7 @@ const PROGRAMS: [Program; 8] = [
     Program::Answers,
 ];
 
-/// Frames, if nobody asks for more.
+/// Frames, if nobody asks for another number.
 const FRAMES: usize = 60_000;
 /// Frames for the traced build, which differs by what it notes.
 const TRACED_FRAMES: usize = 15_000;
@@ -138,6 +138,10 @@ fn agree(
     let back: u64 = counted.traffic.values().map(|traffic| traffic.return_packets).sum();
     println!("{answers:?}\n{:#?}\n{:#?}", counted.reasons, counted.events);
     println!("{} packets forwarded, {back} of them back", counted.packets());
+    // Of few frames some kinds may be missing; all of them are met where nobody asks for fewer.
+    if frames < FRAMES {
+        return;
+    }
     // A comparison of frames that all go the same way would say little.
     for answer in [Answer::Pass, Answer::Drop, Answer::Transmit, Answer::Redirect] {
         let count = answers.get(&answer).copied().unwrap_or(0);
