@@ -44,6 +44,17 @@ pub fn exec(mut command: Command) -> Result<Infallible> {
     Err(not_started(&command, &cause))
 }
 
+/// What a command prints; failing is an error, with what it said last.
+pub fn captured(command: &mut Command) -> Result<String> {
+    let output = command.output().map_err(|e| not_started(command, &e))?;
+    if !output.status.success() {
+        let said = String::from_utf8_lossy(&output.stderr);
+        let last = said.lines().rev().find(|line| !line.is_empty()).unwrap_or_default();
+        bail!("`{}` failed ({}): {last}", words(command), output.status);
+    }
+    String::from_utf8(output.stdout).with_context(|| format!("read what {} says", words(command)))
+}
+
 /// What a command prints, or nothing if it is not there or fails.
 pub fn stdout(command: &mut Command) -> Option<String> {
     let output = command.output().ok().filter(|output| output.status.success())?;

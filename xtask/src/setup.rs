@@ -47,6 +47,26 @@ const PROGRAMS: [(&str, &str); 19] = [
     ("wrk", "wrk"),
 ];
 
+/// What `cargo xtask vm` starts, and what it puts into its guests. QEMU it finds by itself.
+const MACHINE: [(&str, &str); 16] = [
+    ("apt-get", "apt"),
+    ("busybox", "busybox-static"),
+    ("cpio", "cpio"),
+    ("curl", "curl"),
+    ("depmod", "kmod"),
+    ("ethtool", "ethtool"),
+    ("ip", "iproute2"),
+    ("ipvsadm", "ipvsadm"),
+    ("ldd", "libc-bin"),
+    ("nft", "nftables"),
+    ("nginx", "nginx"),
+    ("nsenter", "util-linux"),
+    ("ping", "iputils-ping"),
+    ("strip", "binutils"),
+    ("xz", "xz-utils"),
+    ("zstd", "zstd"),
+];
+
 /// What a command needs the set-up for: building should not wait for the tools of `check`.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Purpose {
@@ -58,6 +78,8 @@ pub enum Purpose {
     Fuzz,
     /// Starting what was built: tests, demo, bench.
     Run,
+    /// Starting it in virtual machines.
+    Machine,
 }
 
 /// Something that is not there.
@@ -81,7 +103,7 @@ enum Item {
 
 /// Makes the machine able to do everything, and says so.
 pub fn setup() -> Result<()> {
-    ensure(&[Purpose::Build, Purpose::Check, Purpose::Fuzz, Purpose::Run])?;
+    ensure(&[Purpose::Build, Purpose::Check, Purpose::Fuzz, Purpose::Run, Purpose::Machine])?;
     println!("setup: everything is here");
     Ok(())
 }
@@ -149,15 +171,21 @@ fn missing(purposes: &[Purpose]) -> Vec<Item> {
                 }
             }
             Purpose::Run => {
-                let absent = PROGRAMS.into_iter().filter(|(name, _)| find(name).is_none());
-                items.extend(absent.map(|(name, package)| Item::Program { name, package }));
+                items.extend(absent(&PROGRAMS));
                 if !has_bpffs(&read("/proc/mounts").unwrap_or_default()) {
                     items.push(Item::Bpffs);
                 }
             }
+            Purpose::Machine => items.extend(absent(&MACHINE)),
         }
     }
     items
+}
+
+/// The programs of a list that are not on this machine.
+fn absent(programs: &'static [(&'static str, &'static str)]) -> impl Iterator<Item = Item> {
+    let absent = programs.iter().filter(|(name, _)| find(name).is_none());
+    absent.map(|&(name, package)| Item::Program { name, package })
 }
 
 /// The Debian packages for these items, each once.

@@ -3,12 +3,13 @@
 //! What loads programs into the kernel must be root. The build is not done as root for that: only
 //! the built program is started by `sudo`.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, fs, path::PathBuf, process::Stdio};
 
 use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
 
 use crate::{
-    process::{Root, cargo, exec, run, target_dir},
+    process::{Root, captured, cargo, exec, run, target_dir},
     setup::{self, Purpose},
 };
 
@@ -66,6 +67,34 @@ pub fn test(filters: &[String], harness: &[String]) -> Result<()> {
     tested
 }
 
+/// Builds these tests and programs as [`test`] does; the name of each, and where it is.
+pub fn tests(names: &[&str], programs: &[&str]) -> Result<Vec<(String, PathBuf)>> {
+    run(cargo(&["build", "--workspace"]).args(programs.iter().flat_map(|name| ["--bin", name])))?;
+    let mut build = cargo(&["test", "--workspace", "--no-run"]);
+    build.args(names.iter().flat_map(|name| ["--test", name]));
+    build.arg("--message-format=json-render-diagnostics").stderr(Stdio::inherit());
+    let messages = captured(&mut build)?;
+    let program = |name: &&str| ((*name).to_owned(), built("debug", name));
+    let mut found: Vec<_> = programs.iter().map(program).collect();
+    for name in names {
+        let of_line = |line: &str| executable(line, name);
+        let path = messages.lines().find_map(of_line);
+        found.push((
+            (*name).to_owned(),
+            path.with_context(|| format!("cargo has built no tests {name}"))?,
+        ));
+    }
+    Ok(found)
+}
+
+/// The executable in one of cargo's messages, if it is of the integration tests `name`.
+fn executable(message: &str, name: &str) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(message).ok()?;
+    let target = &message["target"];
+    let is_meant = target["name"] == name && target["kind"][0] == "test";
+    is_meant.then(|| message["executable"].as_str().map(PathBuf::from))?
+}
+
 /// Builds a program of the privileged crate, and becomes it.
 pub fn program(name: &str, arguments: &[String]) -> Result<()> {
     setup::ensure(&[Purpose::Build, Purpose::Run])?;
@@ -91,4 +120,22 @@ pub fn program(name: &str, arguments: &[String]) -> Result<()> {
 /// Where cargo puts a program.
 fn built(profile: &str, name: &str) -> PathBuf {
     target_dir().join(profile).join(name)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_executable_is_taken_from_the_message_about_its_tests() {
+        let message = |kind: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","target":{{"kind":["{kind}"],"name":"golden"}},"executable":"/t/golden-1"}}"#
+            )
+        };
+        assert_eq!(executable(&message("test"), "golden"), Some("/t/golden-1".into()));
+        assert_eq!(executable(&message("bin"), "golden"), None);
+        assert_eq!(executable(&message("test"), "agreement"), None);
+        assert_eq!(executable("Compiling", "golden"), None);
+    }
 }
