@@ -52,10 +52,14 @@ const FLOWS: usize = 128;
 
 #[test]
 fn host_and_kernel_agree_about_every_frame() {
-    let frames = number("SLUICE_FRAMES").map_or(FRAMES, |frames| frames as usize);
+    let frames = frames().unwrap_or(FRAMES);
     let tables = tables();
     let Some(kernel) = Kernel::start(&tables).unwrap() else { return };
     let (_, counted) = agree(tables, kernel, &PROGRAMS, frames);
+    // All of it is met where nobody asks for fewer.
+    if frames < FRAMES {
+        return;
+    }
     for reason in Reason::ALL.iter().filter(|&&reason| reason != Reason::NoHeadroom) {
         assert!(counted.reason(*reason) > 0, "{} did not come up", reason.name());
     }
@@ -77,7 +81,8 @@ fn host_and_kernel_agree_about_every_frame() {
 fn the_traced_build_agrees_as_well_and_tells_of_every_frame() {
     let tables = tables();
     let Some(kernel) = Kernel::start_traced(&tables).unwrap() else { return };
-    let (kernel, counted) = agree(tables, kernel, &[Program::Sluice], TRACED_FRAMES);
+    let (kernel, counted) =
+        agree(tables, kernel, &[Program::Sluice], frames().unwrap_or(TRACED_FRAMES));
     let verdicts = counted.packets() + counted.reasons.values().sum::<u64>();
     // The one that was asked about headroom is not among those compared.
     assert_eq!(kernel.traced().unwrap(), verdicts + 1);
@@ -138,17 +143,21 @@ fn agree(
     let back: u64 = counted.traffic.values().map(|traffic| traffic.return_packets).sum();
     println!("{answers:?}\n{:#?}\n{:#?}", counted.reasons, counted.events);
     println!("{} packets forwarded, {back} of them back", counted.packets());
-    // Of few frames some kinds may be missing; all of them are met where nobody asks for fewer.
-    if frames < FRAMES {
-        return;
+    // A comparison of frames that all go the same way would say little. Of few frames some kinds
+    // may be missing.
+    if frames >= TRACED_FRAMES {
+        for answer in [Answer::Pass, Answer::Drop, Answer::Transmit, Answer::Redirect] {
+            let count = answers.get(&answer).copied().unwrap_or(0);
+            assert!(count > frames as u64 / 100, "{answer:?} only {count} times");
+        }
+        assert!(back > frames as u64 / 100, "only {back} packets came back");
     }
-    // A comparison of frames that all go the same way would say little.
-    for answer in [Answer::Pass, Answer::Drop, Answer::Transmit, Answer::Redirect] {
-        let count = answers.get(&answer).copied().unwrap_or(0);
-        assert!(count > frames as u64 / 100, "{answer:?} only {count} times");
-    }
-    assert!(back > frames as u64 / 100, "only {back} packets came back");
     (kernel, counted)
+}
+
+/// How many frames are compared, if somebody asks for another number.
+fn frames() -> Option<usize> {
+    number("SLUICE_FRAMES").map(|frames| frames as usize)
 }
 
 fn number(variable: &str) -> Option<u64> {

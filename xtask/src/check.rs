@@ -67,7 +67,9 @@ fn both(command: impl Fn(&'static str) -> Command) -> Result<Done> {
 }
 
 fn clippy() -> Result<Done> {
-    run(cargo(&["clippy", "--workspace", "--all-targets", "--all-features", "--keep-going"])
+    // With the feature that nothing else builds, or nobody would see it break.
+    run(cargo(&["clippy", "--workspace", "--all-targets", "--keep-going"])
+        .args(["--features", "lb-userspace/kernel-log"])
         .args(["--", "-D", "warnings"]))?;
     Ok(Done::Passed)
 }
