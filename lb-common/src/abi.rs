@@ -81,6 +81,8 @@ pub mod map {
     /// Per-CPU array of [`ReasonCounts`](super::ReasonCounts), by an interface's place in
     /// [`Interfaces`](super::Interfaces).
     pub const REASONS: &str = "REASONS";
+    /// Per-CPU array, one [`EvictionCounts`](super::EvictionCounts).
+    pub const EVICTIONS: &str = "EVICTIONS";
     /// Array, one [`Interfaces`](super::Interfaces): written by the daemon, read by every packet.
     pub const INTERFACES: &str = "INTERFACES";
     /// Array, mmapable, of [`ProbeLine`](super::ProbeLine): by source port, which backend a probe
@@ -100,7 +102,7 @@ pub mod map {
     pub const NAT_HOPS: &str = "NAT_HOPS";
 
     /// Every map of the kernel program.
-    pub const ALL: [&str; 19] = [
+    pub const ALL: [&str; 20] = [
         SETTINGS,
         VIP_FILTER,
         VIPS,
@@ -115,6 +117,7 @@ pub mod map {
         EVENTS,
         REASONS,
         INTERFACES,
+        EVICTIONS,
         PROBES,
         PROBE_SOURCES,
         NAT_ADDRESSES,
@@ -414,6 +417,10 @@ pub type EventsChunk = [Events; capacity::COUNTERS_PER_CHUNK];
 /// An element of `REASONS`: frames of one place that were not forwarded, by reason, and at
 /// [`FORWARDED`] those that were. Longer than the list of reasons, so that a newer one fits.
 pub type ReasonCounts = [u64; 64];
+
+/// The element of `EVICTIONS`: flows that gave way to new ones, by the [`flow::State`] that they were
+/// in; at [`Free`](flow::State::Free), new ones to which none gave way.
+pub type EvictionCounts = [u64; 8];
 
 /// Where in [`ReasonCounts`] an interface's forwarded frames are counted; not at [`ALONE`], where
 /// they are all that are counted with backends and at no other place.

@@ -193,7 +193,8 @@ fn best_of_line<W: Words>(
 }
 
 /// Puts a flow into its group, over the least worthy entry; tells where, or `None` if the
-/// group is full of worthier ones: then the flow goes by slot, untracked.
+/// group is full of worthier ones: then the flow goes by slot, untracked. `evicted` is told the
+/// state of a flow that gave way before its time, or [`State::Free`] if none did and it should have.
 #[inline(always)]
 pub fn insert<W: Words>(
     group: &W,
@@ -202,6 +203,7 @@ pub fn insert<W: Words>(
     tick: u8,
     state: State,
     settings: &Settings,
+    evicted: impl FnOnce(State),
 ) -> Option<usize> {
     // A flood of SYNs may only take from its own kind.
     let lowest = if state as u8 == State::Embryonic as u8 { CLASS_ANSWERED } else { CLASS_YOUNG };
@@ -217,10 +219,18 @@ pub fn insert<W: Words>(
     let index = !place as usize & (GROUP - 1);
     // The word may have changed since it was scored: what counts is what the exchange finds.
     let seen = group.load(index);
-    if score(seen, index, hash, tick, settings) >> SCORE_CLASS_SHIFT < lowest {
+    let class = score(seen, index, hash, tick, settings) >> SCORE_CLASS_SHIFT;
+    if class < lowest {
+        evicted(State::Free);
         return None;
     }
-    group.replace(index, seen, Entry::new(hash, backend, tick, state).0).then_some(index)
+    if !group.replace(index, seen, Entry::new(hash, backend, tick, state).0) {
+        return None;
+    }
+    if class < CLASS_FREE {
+        evicted(Entry(seen).state());
+    }
+    Some(index)
 }
 
 #[cfg(any(test, feature = "host"))]

@@ -89,6 +89,8 @@ pub struct Counted {
     pub events: BTreeMap<(u16, &'static str), u64>,
     /// By backend index.
     pub handshakes: BTreeMap<u16, HandshakeTimes>,
+    /// Flows that gave way, by the name of their state; `free`, new ones to which none did.
+    pub evictions: BTreeMap<&'static str, u64>,
 }
 
 impl Counted {
@@ -406,6 +408,10 @@ impl Tables for HostTables {
     fn count_handshake(&self, backend: u16, jiffies: u64) {
         self.count_event(backend, Event::Handshake);
         self.counted.borrow_mut().handshakes.entry(backend).or_default().add(jiffies);
+    }
+
+    fn count_eviction(&self, victim: State) {
+        *self.counted.borrow_mut().evictions.entry(victim.name()).or_default() += 1;
     }
 
     fn count_reason(&self, reason: Reason) {

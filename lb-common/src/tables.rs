@@ -5,7 +5,7 @@ use crate::{
     abi::{Backend, Egress, FlowRecord, NatHop, Service, ServiceKey, Settings},
     address::Address,
     counters::Event,
-    flow::Words,
+    flow::{State, Words},
     reason::Reason,
 };
 
@@ -83,6 +83,10 @@ pub trait Tables {
 
     /// Counts a completed handshake of a backend, and its time in jiffies.
     fn count_handshake(&self, backend: u16, jiffies: u64);
+
+    /// Counts a flow in this state that gave way to a new one; [`State::Free`]: a new one to which
+    /// none gave way, the group being full of worthier ones.
+    fn count_eviction(&self, victim: State);
 
     /// Counts a frame that was not forwarded.
     fn count_reason(&self, reason: Reason);

@@ -6,9 +6,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, Backend, Egress, EventsChunk, FlowRecord, Interfaces,
-        NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, Settings, SlotLine,
-        TrafficChunk, VipFilter, capacity,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, Backend, Egress, EventsChunk, EvictionCounts,
+        FlowRecord, Interfaces, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey,
+        Settings, SlotLine, TrafficChunk, VipFilter, capacity,
     },
     address::Address,
     flow::{GROUP, Group},
@@ -59,6 +59,9 @@ pub static EVENTS: PerCpuArray<EventsChunk, { capacity::COUNTER_CHUNKS }> = PerC
 
 #[btf_map]
 pub static REASONS: PerCpuArray<ReasonCounts, { capacity::PLACES }> = PerCpuArray::new();
+
+#[btf_map]
+pub static EVICTIONS: PerCpuArray<EvictionCounts, 1> = PerCpuArray::new();
 
 #[btf_map]
 pub static INTERFACES: Array<Interfaces, 1> = Array::new();

@@ -5,12 +5,12 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use aya_ebpf::helpers::bpf_jiffies64;
 use lb_common::{
     abi::{
-        self, ALONE, Backend, Egress, FORWARDED, FlowRecord, NatHop, ReasonCounts, SEVERAL,
-        Service, ServiceKey, Settings, VipFilter, capacity,
+        self, ALONE, Backend, Egress, EvictionCounts, FORWARDED, FlowRecord, NatHop, ReasonCounts,
+        SEVERAL, Service, ServiceKey, Settings, VipFilter, capacity,
     },
     address::Address,
     counters::{EVENTS, Event},
-    flow::{GROUP, Words},
+    flow::{GROUP, State, Words},
     frame::Frame as _,
     reason::Reason,
     tables::Tables,
@@ -30,6 +30,9 @@ pub fn jiffies() -> u64 {
 
 /// Counts in an element of `REASONS`.
 const REASONS: usize = size_of::<ReasonCounts>() / size_of::<u64>();
+
+/// Counts in the element of `EVICTIONS`.
+const EVICTIONS: usize = size_of::<EvictionCounts>() / size_of::<u64>();
 
 /// Words of a flow's record.
 const RECORD: usize = size_of::<FlowRecord>() / size_of::<u64>();
@@ -286,6 +289,15 @@ impl Tables for Kernel {
             events.handshakes.add(jiffies);
         }
         notes::take(|notes| notes.event(backend, Event::Handshake));
+    }
+
+    #[inline(always)]
+    fn count_eviction(&self, victim: State) {
+        if let Some(counts) = maps::EVICTIONS.get_ptr_mut(0) {
+            let number = opaque(victim as usize) % EVICTIONS;
+            // SAFETY: no other CPU has this element.
+            unsafe { (*counts)[number] += 1 };
+        }
     }
 
     #[inline(always)]

@@ -18,7 +18,7 @@ use lb_common::{
     },
     address::Address,
     counters::Event,
-    flow::Words,
+    flow::{State, Words},
     frame::HostFrame,
     reason::Reason,
     steer::{self, Stages},
@@ -226,6 +226,8 @@ impl Tables for Wanted<'_> {
     fn count_event(&self, _backend: u16, _event: Event) {}
 
     fn count_handshake(&self, _backend: u16, _jiffies: u64) {}
+
+    fn count_eviction(&self, _victim: State) {}
 
     fn count_reason(&self, _reason: Reason) {}
 }

@@ -17,15 +17,15 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ALONE, Backend, ELSEWHERE, Egress, EventsChunk, FORWARDED, FlowRecord, HandshakeTimes,
-        Interfaces, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, Settings,
-        SlotLine, Traffic, TrafficChunk, VipFilter,
+        ALONE, Backend, ELSEWHERE, Egress, EventsChunk, EvictionCounts, FORWARDED, FlowRecord,
+        HandshakeTimes, Interfaces, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service,
+        ServiceKey, Settings, SlotLine, Traffic, TrafficChunk, VipFilter,
         capacity::{COUNTERS_PER_CHUNK, PLACES, PROBES_PER_LINE, SLOTS_PER_LINE},
         map,
     },
     address::Address,
     counters::Event,
-    flow::GROUP,
+    flow::{GROUP, State},
     forward::Action,
     frame::HostFrame,
     host::{self, Counted, HostTables},
@@ -138,6 +138,7 @@ pub struct Kernel {
     events: PerCpuArray<MapData, Raw<EventsChunk>>,
     reasons: PerCpuArray<MapData, Raw<ReasonCounts>>,
     interfaces: Array<MapData, Raw<Interfaces>>,
+    evictions: PerCpuArray<MapData, Raw<EvictionCounts>>,
     probes: Array<MapData, Raw<ProbeLine>>,
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
     nat_addresses: Array<MapData, Raw<Address>>,
@@ -242,6 +243,7 @@ impl Kernel {
             events: take!(map::EVENTS),
             reasons: take!(map::REASONS),
             interfaces: take!(map::INTERFACES),
+            evictions: take!(map::EVICTIONS),
             probes: take!(map::PROBES),
             probe_sources: take!(map::PROBE_SOURCES),
             nat_addresses: take!(map::NAT_ADDRESSES),
@@ -445,6 +447,9 @@ impl Kernel {
         for (reason, count) in &mut counted.reasons {
             *count -= before.reasons.get(reason).unwrap_or(&0);
         }
+        for (state, count) in &mut counted.evictions {
+            *count -= before.evictions.get(state).unwrap_or(&0);
+        }
         for (place, count) in &mut counted.by_place {
             *count -= before.by_place.get(place).unwrap_or(&0);
         }
@@ -467,6 +472,7 @@ impl Kernel {
         }
         counted.reasons.retain(|_, count| *count != 0);
         counted.by_place.retain(|_, count| *count != 0);
+        counted.evictions.retain(|_, count| *count != 0);
         counted.traffic.retain(|_, traffic| *traffic != Traffic::default());
         counted.events.retain(|_, count| *count != 0);
         counted.handshakes.retain(|_, times| *times != HandshakeTimes::default());
@@ -476,6 +482,11 @@ impl Kernel {
     /// What was counted since the maps were made, all CPUs together.
     fn counted(&self) -> Result<Counted> {
         let mut counted = Counted::default();
+        for Raw(row) in self.evictions.get(&0, 0).context("read EVICTIONS")?.iter() {
+            for state in State::ALL.into_iter().chain([State::Free]) {
+                *counted.evictions.entry(state.name()).or_default() += row[state as usize];
+            }
+        }
         for place in 0..PLACES as u32 {
             for Raw(row) in self.reasons.get(&place, 0).context("read REASONS")?.iter() {
                 let reasons = Reason::ALL.iter().map(|reason| (reason.name(), *reason as usize));

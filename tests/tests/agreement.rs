@@ -63,6 +63,10 @@ fn host_and_kernel_agree_about_every_frame() {
     for reason in Reason::ALL.iter().filter(|&&reason| reason != Reason::NoHeadroom) {
         assert!(counted.reason(*reason) > 0, "{} did not come up", reason.name());
     }
+    for victim in State::ALL.into_iter().chain([State::Free]) {
+        let count = counted.evictions.get(victim.name()).copied().unwrap_or(0);
+        assert_eq!(count > 0, victim != State::Old, "{} gave way {count} times", victim.name());
+    }
     let told_apart = |name: &str| {
         let places = counted.by_place.keys().filter(|(_, told)| *told == name);
         places.map(|(place, _)| *place).collect::<BTreeSet<u32>>()
@@ -184,6 +188,7 @@ fn compare(tables: &HostTables, kernel: &mut Kernel, number: usize) -> Counted {
         (tables.take_counted().timeless(), kernel.take_counted().unwrap().timeless());
     // Part by part: all of it is hundreds of lines.
     assert_eq!(host.reasons, kernel.reasons, "before frame {number}");
+    assert_eq!(host.evictions, kernel.evictions, "before frame {number}");
     assert_eq!(host.by_place, kernel.by_place, "before frame {number}");
     assert_eq!(host.events, kernel.events, "before frame {number}");
     assert_eq!(host.handshakes, kernel.handshakes, "before frame {number}");
@@ -199,6 +204,9 @@ fn add(sum: &mut Counted, counted: Counted) {
         let sum = sum.traffic.entry(backend).or_default();
         sum.packets += traffic.packets;
         sum.return_packets += traffic.return_packets;
+    }
+    for (victim, count) in counted.evictions {
+        *sum.evictions.entry(victim).or_default() += count;
     }
     for (place, count) in counted.by_place {
         *sum.by_place.entry(place).or_default() += count;

@@ -25,7 +25,10 @@ pub(super) fn put<T: Tables>(
     let group = tables.flow_group(group_index)?;
     let claim = Entry::new(hash, 0, tick, State::Embryonic);
     let index = match flow::find(&group, hash) {
-        None => flow::insert(&group, hash, 0, tick, State::Embryonic, settings)?,
+        None => {
+            let evicted = |victim| tables.count_eviction(victim);
+            flow::insert(&group, hash, 0, tick, State::Embryonic, settings, evicted)?
+        }
         Some(found) if gives_way(found) => {
             group.replace(found.index, found.entry.0, claim.0).then_some(found.index)?
         }

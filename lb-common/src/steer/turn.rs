@@ -316,7 +316,10 @@ impl Turn {
         };
         tables.count_event(backend, event);
         let place = match place {
-            Place::Anywhere => flow::insert(&group, self.hash, backend, tick, state, settings),
+            Place::Anywhere => {
+                let evicted = |victim| tables.count_eviction(victim);
+                flow::insert(&group, self.hash, backend, tick, state, settings, evicted)
+            }
             Place::Found => {
                 let Found { index, entry } = self.found;
                 let new = Entry::new(self.hash, backend, tick, state);

@@ -216,11 +216,20 @@ fn flow_table(flows: &api::FlowTable) -> String {
     let embryonic = flows.by_state.get(State::Embryonic.name()).copied().unwrap_or(0);
     let all =
         format!("{} of {}{}", exact(flows.used), exact(flows.capacity), by_state(&flows.by_state));
-    let flows: u64 = flows.by_state.values().sum();
-    match embryonic * 2 > flows && embryonic > 1000 {
-        true => format!("{all} (most only a SYN: a flood?)"),
-        false => all,
+    let now: u64 = flows.by_state.values().sum();
+    let flood = match embryonic * 2 > now && embryonic > 1000 {
+        true => " (most only a SYN: a flood?)",
+        false => "",
+    };
+    let mut text = format!("{all}{flood}");
+    let evicted = by_state(&flows.evicted_total);
+    if !evicted.is_empty() {
+        text += &format!("; gave way{evicted}");
     }
+    if flows.overflows_total > 0 {
+        text += &format!("; {} found no place", exact(flows.overflows_total));
+    }
+    text
 }
 
 /// Each service, and below it, if there is room, its backends.

@@ -196,7 +196,12 @@ pub fn status() -> api::Status {
                 ],
             ),
         ],
-        flows: api::FlowTable::new(1 << 20, State::ALL.into_iter().map(count).sum(), count),
+        flows: api::FlowTable::new(
+            1 << 20,
+            State::ALL.into_iter().map(count).sum(),
+            count,
+            &[0; _],
+        ),
         probes: api::Probes { targets: 3, running: 1, total: 1234, late_total: 2 },
         config: "/etc/sluice/sluice.toml".to_owned(),
         generation: 7,

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lb_common::{
-    abi::{FORWARDED, HandshakeTimes, Traffic, capacity::COUNTERS_PER_CHUNK},
+    abi::{EvictionCounts, FORWARDED, HandshakeTimes, Traffic, capacity::COUNTERS_PER_CHUNK},
     counters::{EVENTS, Event},
     reason::Reason,
 };
@@ -109,6 +109,16 @@ impl Maps {
     /// If a map can't be read.
     pub fn reason_counts(&self) -> Result<Vec<u64>> {
         Ok(self.verdicts()?.by_reason())
+    }
+
+    /// Flows that gave way to new ones, by [`State`](lb_common::flow::State); at `Free`, new ones to
+    /// which none did.
+    ///
+    /// # Errors
+    /// If the map can't be read.
+    pub fn eviction_counts(&self) -> Result<EvictionCounts> {
+        let rows = self.evictions()?;
+        Ok(std::array::from_fn(|state| rows.iter().map(|row| row[state]).sum()))
     }
 
     /// What became of the frames of each interface.

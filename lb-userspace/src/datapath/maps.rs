@@ -17,8 +17,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, Egress, EventsChunk, FlowRecord, Interfaces, NatHop, ProbeLine,
-        ReasonCounts, Service, ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter, map,
+        self, Backend, Egress, EventsChunk, EvictionCounts, FlowRecord, Interfaces, NatHop,
+        ProbeLine, ReasonCounts, Service, ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter,
+        map,
     },
     address::Address,
     flow::Group,
@@ -58,6 +59,7 @@ pub struct Maps {
     events: PerCpu<EventsChunk>,
     reasons: PerCpu<ReasonCounts>,
     interfaces: Table<Interfaces>,
+    evictions: PerCpu<EvictionCounts>,
     probes: Table<ProbeLine>,
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
     nat_addresses: Table<Address>,
@@ -112,6 +114,7 @@ impl Maps {
             events: open!(map::EVENTS),
             reasons: open!(map::REASONS),
             interfaces: open!(map::INTERFACES),
+            evictions: open!(map::EVICTIONS),
             probes: open!(map::PROBES),
             probe_sources: open!(map::PROBE_SOURCES),
             nat_addresses: open!(map::NAT_ADDRESSES),
@@ -364,6 +367,11 @@ impl Maps {
         rows(&self.reasons, place).context("read REASONS")
     }
 
+    /// Flows that gave way, by state, a row for each CPU.
+    pub(super) fn evictions(&self) -> Result<Vec<EvictionCounts>> {
+        rows(&self.evictions, 0).context("read EVICTIONS")
+    }
+
     /// Where the frames of each interface are counted.
     pub fn interfaces(&self) -> Result<Interfaces> {
         Ok(self.interfaces.get(&0, 0).context("read INTERFACES")?.0)
@@ -408,11 +416,17 @@ fn slot_table(slots: &[u16]) -> Result<Table<SlotLine>> {
 
 /// An empty map in the place of one that an ABI from before ours has not.
 pub(super) fn absent(name: &str) -> Option<Result<Map>> {
-    let empty = || -> Result<Map> {
-        let empty = Table::<Interfaces>::create(1, 0)?;
-        Ok(Map::Array(MapData::from_id(empty.map().info()?.id())?))
+    fn same(map: &MapData) -> Result<MapData> {
+        Ok(MapData::from_id(map.info()?.id())?)
+    }
+    let interfaces = || Ok(Map::Array(same(Table::<Interfaces>::create(1, 0)?.map())?));
+    let evictions = || Ok(Map::PerCpuArray(same(PerCpu::<EvictionCounts>::create(1, 0)?.map())?));
+    let empty: Result<Map> = match name {
+        map::INTERFACES => interfaces(),
+        map::EVICTIONS => evictions(),
+        _ => return None,
     };
-    (name == map::INTERFACES).then(|| empty().with_context(|| format!("create an empty {name}")))
+    Some(empty.with_context(|| format!("create an empty {name}")))
 }
 
 fn pinned(pins: &Pins, name: &str) -> Result<Map> {

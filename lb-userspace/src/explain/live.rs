@@ -11,7 +11,7 @@ use lb_common::{
     abi::{Backend, Egress, FlowRecord, NatHop, Service, ServiceKey, Settings},
     address::Address,
     counters::Event,
-    flow::{GROUP, Words},
+    flow::{GROUP, State, Words},
     reason::Reason,
     tables::Tables,
 };
@@ -144,6 +144,8 @@ impl Tables for Live<'_> {
     fn count_event(&self, _backend: u16, _event: Event) {}
 
     fn count_handshake(&self, _backend: u16, _jiffies: u64) {}
+
+    fn count_eviction(&self, _victim: State) {}
 
     fn count_reason(&self, _reason: Reason) {}
 }

@@ -11,7 +11,7 @@ use lb_common::{
     abi::{Backend, Egress, FlowRecord, NatHop, Service, ServiceKey, Settings},
     address::Address,
     counters::Event,
-    flow::{GROUP, Words},
+    flow::{GROUP, State, Words},
     frame::Frame,
     reason::Reason,
     steer::Stages,
@@ -179,6 +179,8 @@ impl<T: Tables> Tables for Overlay<'_, T> {
     fn count_handshake(&self, backend: u16, _jiffies: u64) {
         self.count_event(backend, Event::Handshake);
     }
+
+    fn count_eviction(&self, _victim: State) {}
 
     fn count_reason(&self, reason: Reason) {
         self.counted.borrow_mut().reason = Some(reason);

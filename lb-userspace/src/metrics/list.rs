@@ -104,6 +104,24 @@ fn flow_table() -> Vec<Metric> {
                 }
             },
         ),
+        Metric::new(
+            Counter,
+            "sluice_flow_evictions_total",
+            &["state"],
+            "Flows that gave way to new ones before their time, by the state that they were in: in a \
+             flood embryonic ones, old ones never.",
+            |all, family| {
+                for (state, count) in &all.figures.status.flows.evicted_total {
+                    family.sample_with("", ("state", state), *count);
+                }
+            },
+        ),
+        one(
+            Counter,
+            "sluice_flow_overflows_total",
+            "New flows to which none gave way: they went by slot, or, translated, were refused.",
+            |figures| figures.status.flows.overflows_total.into(),
+        ),
     ]
 }
 

@@ -82,6 +82,8 @@ mod tests {
                 "sluice_interface_xdp_mode{interface=\"eth0\",mode=\"native\"} 1",
                 "sluice_flow_capacity 1048576",
                 "sluice_flows{state=\"old\"} 1131",
+                "sluice_flow_evictions_total{state=\"young\"} 0",
+                "sluice_flow_overflows_total 0",
                 "sluice_service_info{affinity=\"none\",forwarding=\"l2\",service=\"web\",vip=\"203.0.113.10:80\"} 1",
                 "sluice_service_tier{service=\"web\",tier=\"healthy\"} 1",
                 "sluice_backend_active_flows{backend=\"web-1\",service=\"web\"} 12",

@@ -63,12 +63,18 @@ pub(super) fn status(state: &State) -> api::Status {
 
 fn flow_table(state: &State) -> api::FlowTable {
     let used = u64::from(state.sweep.used());
-    api::FlowTable::new(u64::from(state.datapath.flow_capacity()), used, |wanted| {
+    let evictions = state.datapath.maps.eviction_counts().unwrap_or_else(|error| {
+        tracing::warn!("can't read the evictions: {error:#}");
+        Default::default()
+    });
+    let of_state = |wanted| {
         flow::State::ALL
             .iter()
             .position(|state| *state == wanted)
             .map_or(0, |place| u64::from(state.sweep.by_state[place]))
-    })
+    };
+    let capacity = u64::from(state.datapath.flow_capacity());
+    api::FlowTable::new(capacity, used, of_state, &evictions)
 }
 
 fn probes(state: &State) -> api::Probes {

@@ -25,7 +25,8 @@ fn self_test(purpose: Purpose, family: Family) -> HostFrame {
 #[track_caller]
 fn without_trace(sides: &mut Sides, name: &str, frame: &HostFrame) -> (Answer, HostFrame) {
     let (answer, output, counted) = sides.run(name, frame);
-    let Counted { reasons, by_place, traffic, events, handshakes } = counted;
+    let Counted { reasons, by_place, traffic, events, handshakes, evictions } = counted;
+    assert!(evictions.is_empty(), "{name}: {evictions:?}");
     assert!(by_place.is_empty(), "{name}: {by_place:?}");
     assert!(reasons.is_empty() && events.is_empty(), "{name}: {reasons:?} {events:?}");
     assert!(handshakes.is_empty(), "{name}: {handshakes:?}");

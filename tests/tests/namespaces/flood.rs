@@ -83,6 +83,12 @@ fn flood(forwarding: &str, flags: &[u8]) {
     // A client that comes while the table is full is served too.
     let late = Conversations::start(client, address(echo), 30).unwrap();
     late.run_for_messages(300).unwrap();
+    // What gave way to the flood were its own.
+    let flows = &sluice.status().unwrap()["flows"];
+    let evicted = |state: &str| flows["evicted_total"][state].as_u64().unwrap();
+    let own = ["embryonic", "young", "answered"].map(evicted);
+    assert!(own.iter().sum::<u64>() > u64::from(SPOOFED) / 2, "{flows}");
+    assert_eq!(["old", "closing"].map(evicted), [0; 2], "{flows}");
     for report in [conversations.stop(), late.stop()] {
         let reasons = || sluice.json(&["reasons"]).unwrap();
         assert_eq!(report.broken, [""; 0], "of {:?}: {}", report.per_backend, reasons());

@@ -41,7 +41,8 @@ fn newcomers_to_a_full_group_leave_each_other_alone() {
     let mut left = 0;
     for round in 0..100u64 {
         let group = group();
-        let put = |hash| insert(&group, hash, 1, NOW, State::Embryonic, &settings).is_some();
+        let put =
+            |hash| insert(&group, hash, 1, NOW, State::Embryonic, &settings, |_| ()).is_some();
         let hashes = |first: u64| (first..).map(|number| crate::hash::next(round << 32 | number));
         assert!(hashes(1).take(100).all(put));
         let mut newcomers = hashes(1000);
@@ -185,7 +186,15 @@ fn the_least_worthy_entry_gives_way() {
                 }
                 let before: Vec<u64> = group.iter().map(|w| w.load(Ordering::Relaxed)).collect();
                 let new = hash(1, second_line);
-                let place = insert(&group, new, 7, NOW, state, &settings);
+                let victim = Cell::new(None);
+                let tell = |state| victim.set(Some(state));
+                let place = insert(&group, new, 7, NOW, state, &settings, tell);
+                let gives_way = |index| {
+                    let entry = Entry(before[index]);
+                    let is_free = entry.is_expired(NOW, &settings) || entry.0 & STATE_MASK == 0;
+                    (!is_free).then(|| entry.state())
+                };
+                assert_eq!(victim.get(), place.map_or(Some(State::Free), gives_way), "{name}");
                 let expected = expected.map(|i: usize| if second_line { i ^ LINE } else { i });
                 assert_eq!(place, expected, "{name}: {drawing} for {state:?}");
                 for (index, word) in group.iter().enumerate() {
@@ -240,18 +249,21 @@ fn an_entry_that_became_worthy_meanwhile_is_not_evicted() {
         Contended { words: group(), change: Cell::default(), before_exchange: Cell::default() };
     draw(&group.words, drawing);
     group.change.set(Some((16, 4, promoted)));
-    assert_eq!(insert(&group, hash(1, false), 7, NOW, State::Embryonic, &settings), None);
+    assert_eq!(insert(&group, hash(1, false), 7, NOW, State::Embryonic, &settings, |_| ()), None);
     assert_eq!(group.words.load(4), promoted);
 
     // And between that and the exchange.
     draw(&group.words, drawing);
     group.before_exchange.set(Some((4, promoted)));
-    assert_eq!(insert(&group, hash(1, false), 7, NOW, State::Embryonic, &settings), None);
+    assert_eq!(insert(&group, hash(1, false), 7, NOW, State::Embryonic, &settings, |_| ()), None);
     assert_eq!(group.words.load(4), promoted);
 
     // Alone it goes well.
     draw(&group.words, drawing);
-    assert_eq!(insert(&group, hash(1, false), 7, NOW, State::Embryonic, &settings), Some(4));
+    assert_eq!(
+        insert(&group, hash(1, false), 7, NOW, State::Embryonic, &settings, |_| ()),
+        Some(4)
+    );
 }
 
 #[test]
@@ -275,7 +287,7 @@ fn a_false_match_is_as_rare_as_the_fingerprint_is_long() {
     // A fingerprint of 37 bits: two flows that differ in one of them are two.
     let group = group();
     let flow = 0x1234_5678_9abc_def0u64;
-    insert(&group, flow, 1, NOW, State::Embryonic, &settings());
+    insert(&group, flow, 1, NOW, State::Embryonic, &settings(), |_| ());
     for bit in 0..64 {
         let found = find(&group, flow ^ 1 << bit).is_some();
         assert_eq!(found, bit < FINGERPRINT_SHIFT, "bit {bit}");

@@ -40,7 +40,7 @@ impl Table {
                 let new = Entry::new(hash, backend, tick, state);
                 group.replace(found.index, found.entry.0, new.0)
             }
-            None => insert(group, hash, backend, tick, state, &self.settings).is_some(),
+            None => insert(group, hash, backend, tick, state, &self.settings, |_| ()).is_some(),
         };
         inserted.then_some(backend)
     }

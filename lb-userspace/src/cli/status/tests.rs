@@ -99,14 +99,14 @@ fn well_is_short() {
     well.troubles.clear();
     well.services.clear();
     let embryonic = |state| 9000 * u64::from(state == State::Embryonic);
-    well.flows = api::FlowTable::new(1 << 20, 9000, embryonic);
+    well.flows = api::FlowTable::new(1 << 20, 9000, embryonic, &[12, 4000, 3, 0, 0, 0, 0, 0]);
     insta::assert_snapshot!(status(&well, at("09:30:00"), SMALL, PLAIN), @"
     forwarding: yes
 
     instance    default, sluice 0.1.0, daemon up 2h 0m
     config      /etc/sluice/sluice.toml, generation 7
     interfaces  eth0 (native)
-    flows       9,000 of 1,048,576: 9,000 embryonic (most only a SYN: a flood?)
+    flows       9,000 of 1,048,576: 9,000 embryonic (most only a SYN: a flood?); gave way: 4,000 embryonic, 3 young; 12 found no place
 
     no service: `sluice service add`, or `sluice apply FILE`
     ");

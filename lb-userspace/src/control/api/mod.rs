@@ -12,6 +12,7 @@ mod trouble;
 use std::{collections::BTreeMap, net::IpAddr};
 
 use lb_common::{
+    abi::EvictionCounts,
     counters,
     flow::State,
     reason::{Class, Reason},
@@ -249,6 +250,10 @@ pub struct FlowTable {
     /// How many it holds, by state: `embryonic`, `young`, `old`, `closing`, `reset`, `answered`,
     /// `time_wait`.
     pub by_state: BTreeMap<String, u64>,
+    /// Flows that gave way to new ones before their time, by the state they were in.
+    pub evicted_total: BTreeMap<String, u64>,
+    /// New flows to which none gave way: they went by slot, or, translated, were refused.
+    pub overflows_total: u64,
 }
 
 /// `GET /v1/reasons`: what became of every frame since the program was attached.
@@ -413,9 +418,20 @@ impl Health {
 }
 
 impl FlowTable {
-    /// From what a sweep counted.
-    pub fn new(capacity: u64, used: u64, count: impl Fn(State) -> u64) -> Self {
-        Self { capacity, used, by_state: by_state(count) }
+    /// From what a sweep counted, and the packets.
+    pub fn new(
+        capacity: u64,
+        used: u64,
+        count: impl Fn(State) -> u64,
+        evictions: &EvictionCounts,
+    ) -> Self {
+        Self {
+            capacity,
+            used,
+            by_state: by_state(count),
+            evicted_total: by_state(|state| evictions[state as usize]),
+            overflows_total: evictions[State::Free as usize],
+        }
     }
 }
 

@@ -14,8 +14,8 @@ pub struct Known {
     pub shared: &'static [&'static str],
 }
 
-/// What ABI 5 has of ABI 4: all but the counts by interface. What was counted before goes on as
-/// the first interface's.
+/// What ABI 5 has of ABI 4: all but counts by interface and of evictions. What was counted before
+/// goes on as the first interface's.
 const SINCE_4: [&str; 16] = [
     map::VIP_FILTER,
     map::VIPS,

@@ -22,8 +22,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use lb_common::{
     abi::{
-        ABI_VERSION, Backend, EventsChunk, ReasonCounts, Service, Settings, TrafficChunk, capacity,
-        capacity::COUNTERS_PER_CHUNK, map,
+        ABI_VERSION, Backend, EventsChunk, EvictionCounts, ReasonCounts, Service, Settings,
+        TrafficChunk, capacity, capacity::COUNTERS_PER_CHUNK, map,
     },
     address::Address,
     flow::GROUP,
@@ -204,6 +204,9 @@ fn copy_counters(old: &Pins, new: &Pins, known: &Known, backends: &[u16]) -> Res
         copy::<EventsChunk>(old, new, map::EVENTS, &chunks)?;
     }
     let places: Vec<u32> = (0..capacity::PLACES as u32).collect();
+    if old.map(map::EVICTIONS).exists() {
+        copy::<EvictionCounts>(old, new, map::EVICTIONS, &[0])?;
+    }
     copy::<ReasonCounts>(old, new, map::REASONS, &places)
 }
 
