@@ -12,7 +12,7 @@ use super::{DEADLINE, Host, Process, Stopped, sluice::remove_instance, until};
 /// A running agent. Dropping it ends it, detaches and removes all files.
 #[derive(Debug)]
 pub struct Agent {
-    host: Host,
+    pub(super) host: Host,
     process: Option<Process>,
 }
 

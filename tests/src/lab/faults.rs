@@ -4,7 +4,7 @@ use std::{fs, net::IpAddr};
 
 use anyhow::{Context, Result};
 
-use super::{Agent, Attached, Host, Lab, Program, host::ip_batch};
+use super::{Agent, Attached, DEADLINE, Host, Lab, Program, host::ip_batch, until};
 
 impl Host {
     /// Takes a VIP off the loopback interface: frames for it are no longer this machine's.
@@ -20,7 +20,11 @@ impl Agent {
     pub fn stop_decapsulating(&mut self) -> Result<()> {
         self.kill9()?;
         let link = self.pins().join("links/eth0");
-        fs::remove_file(&link).with_context(|| format!("remove {}", link.display()))
+        fs::remove_file(&link).with_context(|| format!("remove {}", link.display()))?;
+        // The kernel takes it off a little later (`bpf_link_put` in `kernel/bpf/syscall.c`).
+        until("the agent's program to be off", DEADLINE, || {
+            matches!(self.host.xdp("eth0"), Ok(None)).then_some(())
+        })
     }
 }
 
