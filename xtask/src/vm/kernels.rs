@@ -1,8 +1,8 @@
 //! Debian's kernels: which there are, and those that were fetched.
 //!
 //! Everything is under one directory of ours, apt's state too: the system's lists, cache and
-//! installed packages are neither read nor changed. Of the system's configuration apt keeps what
-//! says how to reach a mirror. A package that was unpacked stays, because Debian's mirrors keep a
+//! installed packages are neither read nor changed. Of the system's configuration only its mirrors
+//! are asked, and how they are reached. A package that was unpacked stays, because Debian's mirrors keep a
 //! numbered kernel for some weeks only.
 
 use std::{
@@ -18,14 +18,30 @@ use anyhow::{Context as _, Result, ensure};
 
 use crate::process::{captured, run};
 
-/// Where the kernels come from: mirror and suite. All of these lists together are 2 MB. What an
-/// older Debian still gets is in its security suite; from 6.16 on they are backports.
-const SUITES: [(&str, &str); 4] = [
-    ("http://deb.debian.org/debian-security", "bullseye-security"),
-    ("http://deb.debian.org/debian-security", "bookworm-security"),
-    ("http://deb.debian.org/debian-security", "trixie-security"),
-    ("http://deb.debian.org/debian", "trixie-backports"),
+/// Where the kernels come from. All of these lists together are 2 MB. What an older Debian still
+/// gets is in its security suite; from 6.16 on they are backports.
+const SUITES: [(Archive, &str); 4] = [
+    (Archive::Security, "bullseye-security"),
+    (Archive::Security, "bookworm-security"),
+    (Archive::Security, "trixie-security"),
+    (Archive::Main, "trixie-backports"),
 ];
+
+/// One of the two archives that a Debian machine has its packages from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Archive {
+    Main,
+    Security,
+}
+
+impl Archive {
+    /// Its mirror, out of apt's list of this machine's own (`URI SUITE`, one a line).
+    fn mirror(self, list: &str) -> Option<&str> {
+        let mut lines = list.lines().filter_map(|line| line.split_once(' '));
+        let is_it = |suite: &str| suite.ends_with("-security") == (self == Self::Security);
+        lines.find(|(_, suite)| is_it(suite)).map(|(mirror, _)| mirror)
+    }
+}
 
 /// Who signs them.
 const KEYRING: &str = "/usr/share/keyrings/debian-archive-keyring.gpg";
@@ -181,8 +197,14 @@ impl Kernels {
         let write = |name: &str, text: &str| {
             fs::write(apt.join(name), text).with_context(|| format!("write apt's {name}"))
         };
-        let sources = SUITES.map(|(mirror, suite)| {
-            format!("deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n")
+        let mirrors = captured(Command::new("apt-get").args([
+            "indextargets",
+            "--format",
+            "$(REPO_URI) $(SUITE)",
+        ]))?;
+        let sources = SUITES.map(|(archive, suite)| match archive.mirror(&mirrors) {
+            Some(mirror) => format!("deb [arch=amd64 signed-by={KEYRING}] {mirror} {suite} main\n"),
+            None => String::new(),
         });
         write("sources.list", &sources.concat())?;
         // Nothing is installed.
@@ -342,13 +364,22 @@ mod tests {
     }
 
     #[test]
+    fn kernels_come_from_this_machines_own_mirrors() {
+        let list = "http://mirror/debian-security/ oldstable-security\n\
+                    http://mirror/debian/ oldstable\nhttp://mirror/debian/ oldstable-updates\n";
+        assert_eq!(Archive::Main.mirror(list), Some("http://mirror/debian/"));
+        assert_eq!(Archive::Security.mirror(list), Some("http://mirror/debian-security/"));
+        assert_eq!(Archive::Security.mirror("http://mirror/debian/ stable\n"), None);
+    }
+
+    #[test]
     fn the_newest_is_told_by_its_numbers() {
         let releases =
             ["6.1.0-9-cloud-amd64", "6.1.0-56-cloud-amd64", "6.1.0-0.deb11.52-cloud-amd64"];
         let newest = releases.into_iter().max_by_key(|release| numbers(release));
         assert_eq!(newest, Some("6.1.0-56-cloud-amd64"));
-        let shown = "linux-image-6.1.0-56-cloud-amd64 | 6.1.176-1 | http://deb.debian.org bookworm\n\
-                     linux-image-6.1.0-56-cloud-amd64 | 6.1.192-2 | http://deb.debian.org security\n";
+        let shown = "linux-image-6.1.0-56-cloud-amd64 | 6.1.176-1 | http://mirror bookworm\n\
+                     linux-image-6.1.0-56-cloud-amd64 | 6.1.192-2 | http://mirror security\n";
         assert_eq!(newest_version(shown).as_deref(), Some("6.1.192-2"));
         assert_eq!(newest_version(""), None);
     }
