@@ -51,7 +51,7 @@ pub fn fuzz(target: Option<&str>, time: Duration, json: bool) -> Result<()> {
         build.arg(only);
     }
     run(&mut build)?;
-    run(&mut cargo(&["build", "--quiet", "--package", "sluice-fuzz", "--bin", "seeds"]))?;
+    run(&mut cargo(&["build", "--quiet", "--package", "sluice-fuzz", "--example", "seeds"]))?;
     let mut outcomes = Vec::new();
     for target in targets {
         eprintln!("fuzz: {target}, {} s …", time.as_secs());
@@ -102,7 +102,7 @@ fn drive(target: String, time: Duration) -> Result<Outcome> {
     for directory in [&corpus, &seeds, &found] {
         fs::create_dir_all(directory).with_context(|| format!("make {}", directory.display()))?;
     }
-    run(Command::new(target_dir().join("debug/seeds")).arg(&target).arg(&seeds))?;
+    run(Command::new(target_dir().join("debug/examples/seeds")).arg(&target).arg(&seeds))?;
     let before = files(&found)?;
     let log = home.join("log");
     let mut command = cargo_fuzz("run");

@@ -1,5 +1,5 @@
 //! Writes the seeds of a target, those that are made by code too, into a directory: libFuzzer wants
-//! files.
+//! files. An example, because cargo-fuzz takes each program for a target.
 
 use std::{env, error::Error, fs, path::PathBuf};
 
