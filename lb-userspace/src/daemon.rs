@@ -63,7 +63,11 @@ pub async fn run(instance: Instance, config: PathBuf) -> Result<()> {
 
     let observed = start(&instance, restored, &interfaces, &snapshots).await?;
     let mut probing = Probing::start(&instance, &observed).await;
-    block_in_place(|| observed.lock().look_for_troubles());
+    block_in_place(|| {
+        let mut state = observed.lock();
+        state.watch_losses();
+        state.look_for_troubles();
+    });
     note(&observed, EventKind::Daemon, format!("forwarding, sluice {}", api::VERSION));
     if observed.lock().datapath.is_outdated() {
         let observed = observed.clone();

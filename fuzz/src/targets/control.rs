@@ -198,6 +198,8 @@ impl Control for Instance {
             drift_repairs_total: 0,
             problems: Vec::new(),
             troubles: Vec::new(),
+            losses: Vec::new(),
+            losses_watched: false,
         }
     }
 

@@ -196,6 +196,23 @@ pub fn status() -> api::Status {
                 ],
             ),
         ],
+        losses: vec![
+            api::Loss {
+                interface: "eth0".to_owned(),
+                action: "redirect".to_owned(),
+                error: Some("ENETDOWN".to_owned()),
+                target: Some("eth1".to_owned()),
+                frames_total: 8,
+            },
+            api::Loss {
+                interface: "eth0".to_owned(),
+                action: "transmit".to_owned(),
+                error: None,
+                target: None,
+                frames_total: 5,
+            },
+        ],
+        losses_watched: true,
         flows: api::FlowTable::new(
             1 << 20,
             State::ALL.into_iter().map(count).sum(),

@@ -188,7 +188,11 @@ async fn count_frames(observed: &Observed, pulse: u32) {
         };
         counts.xdp = found.iter().filter_map(told).collect();
     }
-    block_in_place(|| observed.lock().take_counts(before, counts));
+    block_in_place(|| {
+        let mut state = observed.lock();
+        state.take_counts(before, counts);
+        state.take_losses(Instant::now());
+    });
 }
 
 /// What is done all the time.

@@ -12,6 +12,7 @@ mod counters;
 pub(crate) mod diagnose;
 mod flows;
 pub(crate) mod load;
+mod losses;
 mod maps;
 mod memory;
 mod pins;
@@ -37,6 +38,7 @@ pub use self::{
     counters::BackendCounters,
     diagnose::preflight,
     flows::{FlowView, IdleLimits, Sweep},
+    losses::Losses,
     maps::{Maps, Raw},
     memory::Mapping,
     pins::Pins,
@@ -235,6 +237,12 @@ impl Datapath {
             *known = [program_id, known[0]];
         }
         known.contains(&program_id)
+    }
+
+    /// Whether a program is one of those that frames run through here.
+    pub fn runs(&self, program_id: u32) -> bool {
+        let is_pinned = |name| pinned_id(&self.pins, name).is_ok_and(|id| id == program_id);
+        self.is_ours(program_id) || [PROBE, ANSWERS].into_iter().any(is_pinned)
     }
 
     /// Puts the plain program back after a trace whose process died; tells whether there was one.

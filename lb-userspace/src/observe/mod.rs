@@ -5,6 +5,7 @@ mod flows;
 mod forwarding;
 mod health;
 mod interfaces;
+mod losses;
 mod recorder;
 pub(crate) mod retired;
 mod state;

@@ -11,7 +11,8 @@ use anyhow::Result;
 use lb_common::{abi::Settings, address::Address, counters::Event};
 
 use super::{
-    InterfaceCounts, recorder::Recording, retired::Retired, traffic::Pools, trouble::Onsets,
+    InterfaceCounts, losses::Book, recorder::Recording, retired::Retired, traffic::Pools,
+    trouble::Onsets,
 };
 use crate::{
     conservation::Ledger,
@@ -73,6 +74,8 @@ pub struct State {
     pub(super) ledgers: BTreeMap<String, Ledger>,
     /// What became of their frames, by name.
     pub(super) frames: BTreeMap<String, Frames>,
+    /// Frames that were lost after our program's decision.
+    pub(super) losses: Book,
     /// Frames that were sent to backends which are gone.
     pub(super) retired: Retired,
     /// Another number: counters of backends began anew, or are counted no more.
@@ -181,6 +184,7 @@ impl State {
             counts: InterfaceCounts::default(),
             ledgers: BTreeMap::new(),
             frames: BTreeMap::new(),
+            losses: Book::default(),
             retired,
             counters_epoch: 0,
             reconcile_error: None,

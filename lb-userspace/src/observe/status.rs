@@ -50,6 +50,8 @@ pub(super) fn status(state: &State) -> api::Status {
         since: humantime::format_rfc3339_seconds(state.since).to_string(),
         interfaces,
         services,
+        losses: state.lost(),
+        losses_watched: state.watches_losses(),
         flows: flow_table(state),
         probes: probes(state),
         config: state.intent.declared().name().to_owned(),

@@ -1,11 +1,13 @@
 //! What is wrong with an instance, told from what was seen of it; and since when. No I/O.
 
 mod facts;
+pub(super) mod losses;
 #[cfg(test)]
 mod tests;
 
 use std::collections::BTreeMap;
 
+use super::losses::Kind;
 use crate::{
     choice::Tier,
     control::api::{NatPorts, Severity, Trouble, TroubleKind},
@@ -32,6 +34,8 @@ pub(super) struct Facts<'f> {
     /// All flows, counted so.
     pub flows: u32,
     pub flow_capacity: u32,
+    /// What is being lost after our program's decision, and how much.
+    pub losses: Vec<(&'f Kind, u64)>,
     /// What went wrong in the daemon itself.
     pub own: Vec<Trouble>,
 }
@@ -82,6 +86,7 @@ pub(super) struct Member<'f> {
 pub(super) fn troubles(facts: Facts<'_>) -> Vec<Trouble> {
     let table = of_flow_table(&facts);
     let mut troubles: Vec<Trouble> = facts.interfaces.iter().flat_map(of_interface).collect();
+    troubles.extend(facts.losses.iter().map(|(kind, frames)| losses::of_loss(kind, *frames)));
     troubles.extend(facts.own);
     // Before the backends, who may look ill for it.
     let doubt = table.as_ref().map(|trouble| trouble.kind);

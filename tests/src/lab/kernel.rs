@@ -1,4 +1,4 @@
-//! Three tiny XDP programs and how they are attached.
+//! Tiny XDP programs and how they are attached.
 //!
 //! They are bytecode, because the machine that runs the tests need not have a compiler for it,
 //! and attached by links that only this process holds: they go when it goes, however it goes.
@@ -23,6 +23,7 @@ pub struct Program(OwnedFd);
 #[derive(Debug)]
 pub struct Attached(#[expect(dead_code, reason = "held open: the link is the attachment")] OwnedFd);
 
+const XDP_ABORTED: i32 = 0;
 const XDP_DROP: i32 = 1;
 const XDP_PASS: i32 = 2;
 const XDP_TX: i32 = 3;
@@ -128,6 +129,11 @@ impl Program {
     /// Passes every frame: what a veth's peer needs for `XDP_TX` and redirects to arrive.
     pub fn pass() -> Result<Self> {
         Self::load(PASS)
+    }
+
+    /// Fails on every frame.
+    pub fn abort() -> Result<Self> {
+        Self::load(&[set(0, XDP_ABORTED), EXIT])
     }
 
     /// Drops every TCP segment.

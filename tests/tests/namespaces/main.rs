@@ -18,6 +18,7 @@ mod forwarding;
 mod health;
 mod laboratory;
 mod life;
+mod losses;
 mod metrics;
 mod nat;
 mod nat_setup;

@@ -63,6 +63,22 @@ pub struct InterfaceReasons {
     pub counts: BTreeMap<String, u64>,
 }
 
+/// Frames that were lost after our program's decision, since this daemon watches: those that a driver
+/// could not send or hand on, and told so at once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Loss {
+    /// Where they arrived.
+    pub interface: String,
+    /// What was to become of them: `transmit`, `redirect`; `aborted`, if the program failed.
+    pub action: String,
+    /// Why they could not be redirected, as `ENETDOWN`; `None`: it was no redirect.
+    pub error: Option<String>,
+    /// Where they were to go; `None`: it was no redirect.
+    pub target: Option<String>,
+    /// How many.
+    pub frames_total: u64,
+}
+
 impl InterfaceReasons {
     /// From the counts by the reasons' numbers; a missing count is 0.
     pub fn new(name: &str, forwarded: u64, counts: &[u64], unexplained: i64) -> Self {

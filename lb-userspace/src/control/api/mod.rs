@@ -27,7 +27,7 @@ pub use self::{
     event::{Event, EventFilter, EventKind, Events},
     flow::{BackendFlows, Clients, Flow, FlowFilter, FlowOrder, FlowState, Flows},
     handshakes::HandshakeTimes,
-    interface::{Interface, InterfaceCounts, InterfaceReasons},
+    interface::{Interface, InterfaceCounts, InterfaceReasons, Loss},
     probe::{LastProbe, ProbeTotals},
     trouble::{Severity, Trouble, TroubleKind, Verdict},
 };
@@ -51,6 +51,10 @@ pub struct Status {
     pub interfaces: Vec<Interface>,
     /// Sorted by name.
     pub services: Vec<Service>,
+    /// Frames lost after our program's decision, by kind.
+    pub losses: Vec<Loss>,
+    /// Whether they are counted: not where the kernel lets nobody watch.
+    pub losses_watched: bool,
     /// The flow table.
     pub flows: FlowTable,
     /// The prober.

@@ -41,6 +41,8 @@ pub enum TroubleKind {
     NotAttached,
     /// An interface carries no frames.
     LinkDown,
+    /// Frames are lost after our program's decision.
+    Losses,
     /// The attached program does something else with a service's frames than it should.
     NotForwarded,
     /// The maps are not as wanted.

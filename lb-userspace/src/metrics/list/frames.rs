@@ -1,5 +1,7 @@
 //! Frames: what became of them, and what interfaces and their drivers count.
 
+use std::collections::BTreeMap;
+
 use lb_common::reason::{Class, Reason};
 
 use super::{
@@ -155,5 +157,58 @@ pub fn by_interface() -> Vec<Metric> {
             }
         },
     ));
+    list.extend(losses());
     list
+}
+
+/// What a program can answer with which a driver may fail.
+const ACTIONS: [&str; 3] = ["aborted", "redirect", "transmit"];
+
+/// What is lost after the program's decision.
+fn losses() -> Vec<Metric> {
+    vec![
+        one(
+            Gauge,
+            "sluice_losses_watched",
+            "1 if the kernel lets this daemon count exceptions and redirect errors, else 0.",
+            |figures| figures.status.losses_watched.into(),
+        ),
+        Metric::new(
+            Counter,
+            "sluice_interface_exceptions_total",
+            &["action", "interface"],
+            "Frames that arrived here and with which the driver could not do what the program had \
+             answered (tracepoint xdp_exception), since this daemon started.",
+            |all, family| {
+                let mut counts: BTreeMap<(&str, &str), u64> = BTreeMap::new();
+                for interface in &all.figures.status.interfaces {
+                    // What has not happened yet is 0, or nobody would see it begin.
+                    counts.extend(ACTIONS.map(|action| ((&*interface.name, action), 0)));
+                }
+                for loss in all.figures.status.losses.iter().filter(|loss| loss.error.is_none()) {
+                    counts.insert((&*loss.interface, &*loss.action), loss.frames_total);
+                }
+                for ((interface, action), count) in counts {
+                    let action = label("action", action);
+                    family.sample_with(&action, ("interface", interface), count);
+                }
+            },
+        ),
+        Metric::new(
+            Counter,
+            "sluice_interface_redirect_errors_total",
+            &["error", "interface", "target"],
+            "Frames that arrived here and could not be handed to the target interface (tracepoint \
+             xdp_redirect_err), by the kernel's error, since this daemon started.",
+            |all, family| {
+                for loss in &all.figures.status.losses {
+                    if let (Some(error), Some(target)) = (&loss.error, &loss.target) {
+                        let interface = label("interface", &loss.interface);
+                        let labels = format!("{},{interface}", label("error", error));
+                        family.sample_with(&labels, ("target", target), loss.frames_total);
+                    }
+                }
+            },
+        ),
+    ]
 }

@@ -1,6 +1,6 @@
 //! Gathers from the daemon's state what troubles are told from.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, time::Instant};
 
 use lb_common::flow;
 
@@ -53,6 +53,7 @@ impl State {
             flows_embryonic: of_state(flow::State::Embryonic),
             flows: self.sweep.by_state.iter().sum(),
             flow_capacity: self.datapath.flow_capacity(),
+            losses: self.losses.present(Instant::now()).collect(),
             own: self.own_troubles(unread),
         })
     }

@@ -41,7 +41,8 @@ fn facts<'f>(pools: Vec<Pool<'f>>) -> Facts<'f> {
     let front = Front { name: "eth0", is_attached: true, fault: None };
     let [flows_used, flows_embryonic, flows] = [0; 3];
     let (interfaces, own, flow_capacity) = (vec![front], vec![], 1024);
-    Facts { interfaces, pools, flows_used, flows_embryonic, flows, flow_capacity, own }
+    let losses = Vec::new();
+    Facts { interfaces, pools, flows_used, flows_embryonic, flows, flow_capacity, losses, own }
 }
 
 /// Severity, about, says, mend.
