@@ -13,6 +13,7 @@ use axum::{
     response::{Html, IntoResponse, Response},
 };
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use lb_common::reason::Class;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
@@ -106,7 +107,22 @@ struct Overview {
     forwarded: u64,
     /// Reasons that have happened.
     reasons: Vec<api::ReasonCount>,
+    /// That each interface's frames have one verdict each.
+    sums: Vec<Sum>,
     events: Vec<Event>,
+}
+
+/// What became of an interface's frames.
+#[derive(Debug, Serialize)]
+struct Sum {
+    interface: String,
+    received: u64,
+    forwarded: u64,
+    passed: u64,
+    dropped: u64,
+    answered: u64,
+    /// Less than 0: verdicts without a frame.
+    unexplained: i64,
 }
 
 #[derive(Debug, Serialize)]
@@ -180,10 +196,28 @@ impl Overview {
             flows: status.flows,
             received: reasons.received,
             forwarded: reasons.forwarded,
+            sums: sums(&reasons),
             reasons: reasons.reasons.into_iter().filter(|reason| reason.count > 0).collect(),
             events,
         }
     }
+}
+
+fn sums(reasons: &api::Reasons) -> Vec<Sum> {
+    let names = reasons.interfaces.iter().map(|interface| interface.name.clone());
+    let sum = |interface: String| {
+        let own = reasons.of_interface(&interface).ok()?;
+        Some(Sum {
+            received: own.received,
+            forwarded: own.forwarded,
+            passed: own.of_class(Class::Pass),
+            dropped: own.of_class(Class::Drop),
+            answered: own.of_class(Class::Answer),
+            unexplained: own.unexplained,
+            interface,
+        })
+    };
+    names.filter_map(sum).collect()
 }
 
 impl From<api::Service> for Service {
@@ -275,6 +309,9 @@ mod tests {
         assert_eq!(told["services"][1]["backends"][0]["says"], Value::Null);
         assert_eq!(told["troubles"][0]["severity"], "fault");
         assert_eq!(told["reasons"].as_array().map(Vec::len), Some(4));
+        let sum = &told["sums"][1];
+        assert_eq!((&sum["interface"], &sum["received"]), (&"eth1".into(), &10_073.into()));
+        assert_eq!((&sum["passed"], &sum["answered"]), (&68.into(), &6.into()));
         assert_eq!(told["events"][0]["text"], "enabled -> draining");
         let text = told.to_string();
         for secret in ["198.51.100.", "\"uid\"", "\"pid\"", "sluice.toml", "02:00:00"] {
