@@ -125,15 +125,18 @@ fn ipip_is_decapsulated_by_a_kernel_tunnel_device_too() {
 
 #[test]
 fn generic_xdp_forwards_too() {
+    generically([("l2", VIP4, Family::V4), ("ipip", VIP6, Family::V4)]);
+}
+
+#[test]
+fn generic_xdp_translates_too() {
+    generically([("nat", VIP4, Family::V4), ("nat", VIP6, Family::V6)]);
+}
+
+fn generically(cases: [(&str, &str, Family); 2]) {
     if !is_privileged() {
         return;
     }
-    let cases = [
-        ("l2", VIP4, Family::V4),
-        ("ipip", VIP6, Family::V4),
-        ("nat", VIP4, Family::V4),
-        ("nat", VIP6, Family::V6),
-    ];
     for (forwarding, vip, family) in cases {
         let mut scene = Scene::start(Plan::default());
         scene.own(vip, forwarding);
@@ -179,6 +182,7 @@ fn many_services_of_all_kinds_share_one_balancer() {
     }
     let status = sluice.status().unwrap();
     assert_eq!(status["services"].as_array().unwrap().len(), services.len());
+    assert_eq!(status["interfaces"][0]["xdp_mode"], "native", "{status}");
 }
 
 #[test]

@@ -51,6 +51,9 @@ pub struct Request {
     /// Only these, as 6.1,6.12 or 7.x for the newest 7.
     #[arg(long = "kernel", value_name = "SERIES", value_delimiter = ',', default_values = KERNELS)]
     kernels: Vec<Series>,
+    /// Only these steps: golden, agent, agreement, namespaces, virtio.
+    #[arg(long, value_name = "STEP", value_delimiter = ',', conflicts_with = "icount")]
+    only: Vec<String>,
     /// Measure instructions per packet in place of the tests, and compare them with the accepted
     /// ones in xtask/instructions.toml.
     #[arg(long)]
@@ -97,7 +100,11 @@ pub fn vm(request: &Request) -> Result<()> {
             .and_then(|_| kernels.get(series).map_err(|error| format!("{error:#}")));
         let outcome = match guest {
             Ok(kernel) => {
-                let suite = if request.icount { Suite::figures() } else { Suite::of(series) };
+                let suite = if request.icount {
+                    Suite::figures()
+                } else {
+                    Suite::of(series).only(&request.only)?
+                };
                 guests.push_back((place, prepare(kernel, suite, &programs)?));
                 None
             }
