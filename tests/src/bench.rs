@@ -20,6 +20,7 @@ pub mod control;
 mod frame;
 mod generator;
 pub mod health;
+pub mod instructions;
 mod link;
 mod machine;
 pub mod peers;

@@ -20,6 +20,9 @@ pub const PORT: u16 = 80;
 
 const MACS: [u8; 12] = [2, 0, 0, 0, 0, 1, 2, 0, 0, 0, 0, 2];
 
+/// Whom frames are for: the first half of [`MACS`].
+pub const DESTINATION_MAC: &str = "02:00:00:00:00:01";
+
 /// The first VIP; others follow it.
 pub fn vip(family: Family, number: u32) -> Address {
     match family {

@@ -63,7 +63,7 @@ impl Generator {
             .map_max_entries("ANSWERS", GROWTH_FLOWS)
             .load(OBJECT)
             .context("create the bench's maps")?;
-        for name in ["generate", "tx", "mac", "ipip", "sink"] {
+        for name in ["generate", "tx", "mac", "ipip", "pass", "sink"] {
             program_mut(&mut object, name)?
                 .load()
                 .with_context(|| format!("load the bench's program {name}"))?;

@@ -6,8 +6,10 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 use nix::{net::if_::if_nametoindex, sched::CloneFlags};
 
-/// The end whose frames the generator's targets send, and the one where they arrive.
-const ENDS: [&str; 2] = ["bench", "sink"];
+/// The end whose frames the generator's targets send.
+pub const NEAR: &str = "bench";
+/// That, and the one where they arrive.
+const ENDS: [&str; 2] = [NEAR, "sink"];
 
 /// The pair, by interface index.
 #[derive(Clone, Copy, Debug)]

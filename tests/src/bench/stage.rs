@@ -108,6 +108,13 @@ impl Stage {
         Ok(arrived as f64 / time.as_secs_f64())
     }
 
+    /// Nanoseconds a packet that a case's program leaves to the network stack, all included.
+    pub fn passed(&mut self, case: &Case, packets: u32) -> Result<f64> {
+        let template = self.set(case)?;
+        let (time, _) = self.generator.run_live(&template, packets)?;
+        Ok(time.as_nanos() as f64 / f64::from(packets))
+    }
+
     /// Takes aim; returns what frames are made from.
     fn set(&mut self, case: &Case) -> Result<Vec<u8>> {
         let generator = &mut self.generator;

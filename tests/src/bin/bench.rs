@@ -65,6 +65,11 @@ enum What {
         #[arg(long, default_value = "20s", value_parser = humantime::parse_duration)]
         time: Duration,
     },
+    /// Instructions per packet, of Sluice, IPVS and nftables, where one takes a nanosecond
+    ///
+    /// In a guest of `cargo xtask vm --icount`; elsewhere the figures are nanoseconds. Ends with one
+    /// line of JSON.
+    Instructions,
     /// Sluice beside nftables, HAProxy, nginx and no balancer, in place of packets
     Peers {
         /// End with one line of JSON.
@@ -90,6 +95,7 @@ fn main() -> ExitCode {
         Some(What::Health { json, targets, interval, time }) => {
             health(targets, interval, time, json)
         }
+        Some(What::Instructions) => instructions(),
         Some(What::Peers { json, quick, only }) => {
             signals::watch().and_then(|()| peers(quick, only.as_deref(), json))
         }
@@ -119,6 +125,12 @@ fn health(targets: usize, interval: Duration, time: Duration, json: bool) -> Res
     if json {
         println!("{}", serde_json::to_string(&report)?);
     }
+    Ok(())
+}
+
+fn instructions() -> Result<()> {
+    datapath::preflight()?;
+    println!("{}", serde_json::to_string(&bench::instructions::run()?)?);
     Ok(())
 }
 
