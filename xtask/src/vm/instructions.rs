@@ -74,8 +74,9 @@ impl Accepted {
     pub fn judge(&self, kernel: &Kernel, figures: &Figures) -> Verdict {
         let Some(accepted) = self.0.get(&key(kernel)) else {
             let known = self.0.keys().cloned().collect::<Vec<_>>().join(", ");
+            let known = if known.is_empty() { "no kernel".to_owned() } else { known };
             return Verdict::Passed(format!(
-                "measured, compared with nothing: none are accepted for {}, only for {known}\n{}",
+                "measured, compared with nothing: none are accepted for {}, but for {known}\n{}",
                 key(kernel),
                 table(figures, &Figures::new())
             ));
