@@ -48,7 +48,7 @@ pub struct Loss {
 #[derive(Clone, Copy, FromBytes)]
 #[repr(C)]
 pub struct Exception {
-    _common: u64,
+    _common: [u32; 2],
     program: u32,
     action: u32,
     interface: u32,
@@ -58,7 +58,7 @@ pub struct Exception {
 #[derive(Clone, Copy, FromBytes)]
 #[repr(C)]
 pub struct RedirectError {
-    _common: u64,
+    _common: [u32; 2],
     program: u32,
     action: u32,
     interface: u32,
