@@ -16,6 +16,7 @@ pub mod ipip;
 pub mod l2;
 pub mod nat;
 pub mod reset;
+pub mod too_big;
 
 /// How frames reach a service's backends.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -90,7 +91,7 @@ pub fn apply<F: Frame, T: Stages<F>>(
                     tables.count_return(index, bytes);
                     action
                 }
-                Err(reason) => leave(tables, reason),
+                Err(reason) => unsent(frame, tables, index, reason),
             }
         }
         Verdict::Forward { backend, index, word, hash } => {
@@ -112,10 +113,24 @@ pub fn apply<F: Frame, T: Stages<F>>(
                 }
                 // A self-test's.
                 Err(_) if index == 0 => Action::Drop,
-                Err(reason) => leave(tables, reason),
+                Err(reason) => unsent(frame, tables, index, reason),
             }
         }
     }
+}
+
+/// A segment of a flow of this backend that can't be sent on: who has sent too large a one is told,
+/// all else is left.
+#[inline(always)]
+fn unsent<F: Frame, T: Stages<F>>(
+    frame: &mut F,
+    tables: &T,
+    backend: u16,
+    reason: Reason,
+) -> Action {
+    let reason = tables.unsent(frame, backend, reason);
+    tables.count_reason(reason);
+    if matches!(reason, Reason::TooBig) { Action::Transmit } else { Action::Drop }
 }
 
 /// Rewrites the frame for a backend.

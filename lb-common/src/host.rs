@@ -24,7 +24,7 @@ use crate::{
     counters::{Event, HANDSHAKE_BUCKETS},
     flow::{self, Entry, GROUP, State, Words},
     frame::Frame,
-    hash, nat,
+    hash, limit, nat,
     parse::Segment,
     reason::Reason,
     service,
@@ -59,6 +59,8 @@ pub struct HostTables {
     pub nat_addresses: Vec<Address>,
     /// Both ends of translated connections; see [`Tables::is_nat_end`].
     pub nat_ends: Vec<ServiceKey>,
+    /// How many more ICMP messages may be sent.
+    pub answers_left: Cell<u64>,
     flows: Arc<[AtomicU64]>,
     records: RefCell<BTreeMap<u32, FlowRecord>>,
     hops: RefCell<BTreeMap<u32, NatHop>>,
@@ -151,6 +153,7 @@ impl HostTables {
             probe_sources: Vec::new(),
             nat_addresses: vec![Address::UNSPECIFIED],
             nat_ends: Vec::new(),
+            answers_left: Cell::new(limit::PER_SECOND),
             flows: (0..flows).map(|_| AtomicU64::new(0)).collect(),
             records: RefCell::default(),
             hops: RefCell::default(),
@@ -378,6 +381,12 @@ impl Tables for HostTables {
 
     fn is_probe_source(&self, address: Address) -> bool {
         self.probe_sources.contains(&address)
+    }
+
+    fn may_answer(&self) -> bool {
+        let left = self.answers_left.get();
+        self.answers_left.set(left.saturating_sub(1));
+        left > 0
     }
 
     fn count_traffic(&self, backend: u16, bytes: u64) {

@@ -10,8 +10,6 @@
 //! §4 wants it; the error then comes from where the sender has sent to, or, to the backend, from
 //! whom it was. The quoted TCP checksum is left as it is: most errors don't quote that far.
 
-use zerocopy::{FromBytes, Immutable, IntoBytes};
-
 use crate::{
     address::Address,
     checksum::Change,
@@ -24,34 +22,8 @@ use crate::{
     service::{self, BackendState},
     steer::Stages,
     tables::Tables,
-    wire::{self, Ipv4, Ipv6},
+    wire::{self, Icmp, Ipv4, Ipv6},
 };
-
-/// An ICMP header, of both versions.
-#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
-#[repr(C, align(4))]
-struct Icmp {
-    kind: u8,
-    code: u8,
-    checksum: [u8; 2],
-    rest: [u8; 4],
-}
-
-impl Icmp {
-    const LEN: usize = size_of::<Self>();
-    /// Offset of the checksum.
-    const CHECKSUM: usize = 2;
-
-    /// Destination unreachable, time exceeded, parameter problem (RFC 792).
-    const fn is_error_v4(&self) -> bool {
-        matches!(self.kind, 3 | 11 | 12)
-    }
-
-    /// The same, and packet too big (RFC 4443 §3).
-    const fn is_error_v6(&self) -> bool {
-        matches!(self.kind, 1..=4)
-    }
-}
 
 /// An error and what it quotes. Offsets count from the frame's first byte.
 #[derive(Clone, Copy)]
@@ -235,7 +207,12 @@ pub fn forward_error<F: Frame, T: Tables>(
         traffic_class,
     };
     // What is spread over a tunnel's sources is spread by flows; the word is as good.
-    forward::rewrite(frame, &segment, tables, backend, u64::from(quoted.word()) << 32)
+    let hash = u64::from(quoted.word()) << 32;
+    forward::rewrite(frame, &segment, tables, backend, hash).map_err(|reason| match reason {
+        // Of an error nobody is told by another (RFC 1122 §3.2.2).
+        Reason::TooBig => Reason::TooBigUnanswered,
+        _ => reason,
+    })
 }
 
 /// Translates an error as its flow's packets are. What [`Stages::translate_error`] does: a function

@@ -22,6 +22,7 @@ pub mod hash;
 #[cfg(any(test, feature = "host"))]
 pub mod host;
 pub mod icmp;
+pub mod limit;
 pub mod losses;
 pub mod maglev;
 pub mod nat;

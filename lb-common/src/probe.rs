@@ -26,9 +26,10 @@ use crate::{
 };
 
 /// What becomes of a frame from the prober: the way of a probe to its backend, whatever state
-/// that is in.
+/// that is in. If it is too big for that, the prober is told as a client is, so that a probe fails
+/// of its size only where clients are told nothing.
 #[inline(always)]
-pub fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Action {
+pub fn send<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T) -> Action {
     // The prober is a Linux kernel of our own: what it sends has neither VLAN tags nor IP options.
     let sent = match parse::glance(frame, |_, _| true) {
         Glance::Ipv4(segment) => forward(frame, &segment, tables),
@@ -39,9 +40,9 @@ pub fn send<F: Frame, T: Tables>(frame: &mut F, tables: &T) -> Action {
 }
 
 #[inline(always)]
-fn forward<F: Frame, T: Tables>(frame: &mut F, segment: &Segment, tables: &T) -> Option<Action> {
+fn forward<F: Frame, T: Stages<F>>(frame: &mut F, segment: &Segment, tables: &T) -> Option<Action> {
     let settings = tables.settings()?;
-    let (backend, key) = target(tables, segment.ports.source)?;
+    let (index, backend, key) = target(tables, segment.ports.source)?;
     if !service::is_for(segment, key) {
         return None;
     }
@@ -50,12 +51,18 @@ fn forward<F: Frame, T: Tables>(frame: &mut F, segment: &Segment, tables: &T) ->
         return None;
     }
     let hash = hash::of_flow(segment, &settings.hash_keys);
-    forward::rewrite(frame, segment, tables, backend, hash).ok()
+    match forward::rewrite(frame, segment, tables, backend, hash) {
+        Ok(action) => Some(action),
+        Err(reason) => match tables.unsent(frame, index, reason) {
+            Reason::TooBig => Some(Action::Transmit),
+            _ => None,
+        },
+    }
 }
 
 /// Whose the probe from a port is, and the service that it asks.
 #[inline(always)]
-fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(&Backend, &ServiceKey)> {
+fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(u16, &Backend, &ServiceKey)> {
     let index = tables.probe(u16::from_be_bytes(port));
     if index == 0 {
         return None;
@@ -64,7 +71,7 @@ fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(&Backend, &ServiceKey
     if matches!(BackendState::from_number(backend.state), BackendState::Absent) {
         return None;
     }
-    Some((backend, &tables.service(backend.service)?.key))
+    Some((index, backend, &tables.service(backend.service)?.key))
 }
 
 /// Whether a segment is a backend's answer to a probe that is under way: to an address and port
@@ -73,7 +80,7 @@ fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(&Backend, &ServiceKey
 pub fn is_answer<T: Tables>(segment: &Segment, tables: &T, settings: &Settings) -> bool {
     settings.probe_interface != 0
         && target(tables, segment.ports.destination)
-            .is_some_and(|(_, key)| service::is_from(segment, key))
+            .is_some_and(|(_, _, key)| service::is_from(segment, key))
         && tables.is_probe_source(segment.destination)
 }
 

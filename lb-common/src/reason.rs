@@ -90,8 +90,8 @@ reasons! {
         "More IPv6 extension headers than are walked (8 headers, 1,024 bytes).";
     NoNextHop = 12, Drop, "no_next_hop",
         "The backend's neighbour is not resolved: look for its address with `ip neigh`.";
-    TooBig = 13, Drop, "too_big",
-        "With its tunnel header the packet exceeds the MTU of the backend's route: raise that MTU, or lower the VIP's MSS.";
+    TooBig = 13, Answer, "too_big",
+        "With its tunnel header, or translated, the packet exceeds the MTU of the backend's route; its sender was told by ICMP what fits, and sends smaller ones. Many of them, again and again: ICMP does not reach the clients; raise that MTU, or lower the MSS.";
     NoHeadroom = 14, Drop, "no_headroom",
         "The driver left no room in front of the frame for the tunnel header.";
     RstUnknown = 15, Drop, "rst_unknown",
@@ -114,6 +114,8 @@ reasons! {
         "The flow table has no room for a connection that needs translation: raise `flow_capacity`. The client got a RST.";
     HopLimit = 24, Drop, "hop_limit",
         "A packet to be translated arrived with its last hop (TTL or hop limit 1 or 0): a routing loop, or traceroute.";
+    TooBigUnanswered = 25, Drop, "too_big_unanswered",
+        "As too_big, but its sender was not told: there were more than 1,000 of them in a second on one CPU, it is an ICMP error itself, or IPv6 of 1,280 bytes at most, which nobody makes smaller. Raise the MTU of the backend's route.";
 }
 
 #[cfg(test)]

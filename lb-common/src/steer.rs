@@ -132,6 +132,13 @@ pub trait Stages<F: Frame>: Tables + Sized {
         forward::reset::rewrite(frame, segment)
     }
 
+    /// Makes of a frame that can't be sent to its backend what its sender is told, if it is told
+    /// anything, and finds out as what it is counted; see [`forward::too_big::unsent`].
+    #[inline(always)]
+    fn unsent(&self, frame: &mut F, backend: u16, reason: Reason) -> Reason {
+        forward::too_big::unsent(frame, self, backend, reason)
+    }
+
     /// Makes of a frame whose IP header is at `l3` one for the prober; tells the index of the
     /// interface by which it is reached. `None` if the frame can't be rewritten.
     #[inline(always)]

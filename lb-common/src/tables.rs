@@ -71,6 +71,9 @@ pub trait Tables {
     /// Whether probes are sent from this address of ours.
     fn is_probe_source(&self, address: Address) -> bool;
 
+    /// Whether one more ICMP message may be sent; see [`limit::Bucket`](crate::limit::Bucket).
+    fn may_answer(&self) -> bool;
+
     /// Counts a frame forwarded to a backend, and with the interface where it arrived, as all that is
     /// counted of frames.
     fn count_traffic(&self, backend: u16, bytes: u64);

@@ -119,6 +119,53 @@ impl Ipv6 {
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
 
+/// ICMP, of both versions (RFC 792, RFC 4443 §2.1).
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable)]
+#[repr(C, align(4))]
+pub struct Icmp {
+    /// What it is about.
+    pub kind: u8,
+    /// That more closely.
+    pub code: u8,
+    /// Of all of it, in ICMPv6 with a pseudo header.
+    pub checksum: [u8; 2],
+    /// By kind.
+    pub rest: [u8; 4],
+}
+
+impl Icmp {
+    /// Length of the header.
+    pub const LEN: usize = size_of::<Self>();
+    /// Offset of the checksum.
+    pub const CHECKSUM: usize = 2;
+
+    /// Whether it is an error: destination unreachable, time exceeded, parameter problem (RFC 792).
+    #[inline(always)]
+    pub const fn is_error_v4(&self) -> bool {
+        matches!(self.kind, 3 | 11 | 12)
+    }
+
+    /// The same in ICMPv6, and packet too big (RFC 4443 §3).
+    #[inline(always)]
+    pub const fn is_error_v6(&self) -> bool {
+        matches!(self.kind, 1..=4)
+    }
+
+    /// "Fragmentation needed": no more than so many bytes fit (RFC 1191 §4). Without its checksum.
+    #[inline(always)]
+    pub const fn fragmentation_needed(mtu: u16) -> Self {
+        let [high, low] = mtu.to_be_bytes();
+        Self { kind: 3, code: 4, checksum: [0; 2], rest: [0, 0, high, low] }
+    }
+
+    /// "Packet too big" (RFC 4443 §3.2). Without its checksum.
+    #[inline(always)]
+    pub const fn packet_too_big(mtu: u16) -> Self {
+        let [high, low] = mtu.to_be_bytes();
+        Self { kind: 2, code: 0, checksum: [0; 2], rest: [0, 0, high, low] }
+    }
+}
+
 /// TCP without options (RFC 9293 §3.1).
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C, align(4))]

@@ -12,6 +12,7 @@ use lb_common::{
     },
     address::Address,
     flow::{GROUP, Group},
+    limit::Bucket,
     maglev::DEFAULT_SLOTS,
     steer::Turn,
 };
@@ -86,6 +87,10 @@ pub static NAT_ENDS: HashMap<
 /// As many as flows.
 #[btf_map]
 pub static NAT_HOPS: Array<NatHop, { capacity::FLOWS }, BPF_F_MMAPABLE> = Array::new();
+
+/// How many ICMP messages each CPU may send.
+#[btf_map]
+pub static ANSWERS_LEFT: PerCpuArray<Bucket, 1> = PerCpuArray::new();
 
 /// What a CPU is at, and what it is at in a test run: see `stages.rs`.
 #[btf_map]

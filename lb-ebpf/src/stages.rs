@@ -91,6 +91,12 @@ impl Stages<XdpFrame> for Kernel {
     }
 
     #[inline(always)]
+    fn unsent(&self, frame: &mut XdpFrame, backend: u16, reason: Reason) -> Reason {
+        let number = self::unsent(frame.ctx, backend.into(), reason as u64);
+        Reason::from_number(number).unwrap_or(Reason::NotReady)
+    }
+
+    #[inline(always)]
     fn deliver(&self, frame: &mut XdpFrame, l3: u16, family: Family) -> Option<u32> {
         match self::deliver(frame.ctx, l3, matches!(family, Family::Ipv6)) {
             0 => None,
@@ -284,6 +290,16 @@ extern "C" fn reset(ctx: *mut xdp_md) -> u64 {
     let segment = parse::segment(&frame, |_, _| true).ok();
     let rewritten = segment.and_then(|segment| forward::reset::rewrite(&mut frame, &segment));
     opaque(rewritten.is_some().into()) as u64
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn unsent(ctx: *mut xdp_md, backend: u32, reason: u64) -> u64 {
+    let mut frame = XdpFrame::new(&XdpContext::new(ctx));
+    let reason = Reason::from_number(reason).unwrap_or(Reason::NotReady);
+    let tables = Kernel::BEHIND_FILTER;
+    let counted = forward::too_big::unsent(&mut frame, &tables, backend as u16, reason);
+    opaque(counted as usize) as u64
 }
 
 #[unsafe(no_mangle)]

@@ -234,6 +234,16 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn may_answer(&self) -> bool {
+        let (Some(settings), Some(bucket)) = (self.settings(), maps::ANSWERS_LEFT.get_ptr_mut(0))
+        else {
+            return false;
+        };
+        // SAFETY: no other CPU has this element.
+        unsafe { (*bucket).take(jiffies(), settings.hz) }
+    }
+
+    #[inline(always)]
     fn count_traffic(&self, backend: u16, bytes: u64) {
         let index = usize::from(backend);
         let per_chunk = capacity::COUNTERS_PER_CHUNK;

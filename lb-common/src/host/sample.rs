@@ -13,7 +13,7 @@ use crate::{
     forward::Forwarding,
     frame::HostFrame,
     maglev::{self, Member, Progress},
-    parse::Family,
+    parse::{self, Family},
     service::{Affinity, BackendState, filter_position},
     wire::{self, Tcp},
 };
@@ -458,6 +458,48 @@ impl ClientFrame {
         tcp[16..18].copy_from_slice(&checksum);
         tcp
     }
+}
+
+/// What a whole frame is answered whose packet is larger than so many bytes: "fragmentation needed"
+/// (RFC 1191 §4) or "packet too big" (RFC 4443 §3.2), quoting all that fits 576 or 1,280 bytes, in
+/// steps of 16.
+pub fn too_big(sent: &HostFrame, mtu: u16) -> HostFrame {
+    let (l3, _) = parse::network(sent).expect("a whole frame");
+    let (head, packet) = sent.bytes.split_at(l3);
+    let is_v4 = packet[0] >> 4 == 4;
+    let (length, most) = if is_v4 {
+        (u16::from_be_bytes([packet[2], packet[3]]), 544)
+    } else {
+        (40 + u16::from_be_bytes([packet[4], packet[5]]), 1232)
+    };
+    let quoted = &packet[..(usize::from(length) / 16 * 16).min(most)];
+    let mut icmp = if is_v4 { vec![3, 4, 0, 0, 0, 0] } else { vec![2, 0, 0, 0, 0, 0] };
+    icmp.extend(mtu.to_be_bytes());
+    icmp.extend(quoted);
+    let [a, b] = (icmp.len() as u16).to_be_bytes();
+    let mut header = if is_v4 {
+        let [a, b] = (icmp.len() as u16 + 20).to_be_bytes();
+        let mut header = vec![0x45, 0xc0, a, b, 0, 0, 0x40, 0, 64, wire::ICMP, 0, 0];
+        header.extend([&packet[16..20], &packet[12..16]].concat());
+        let checksum = internet_checksum(&[&header]);
+        header[10..12].copy_from_slice(&checksum);
+        header
+    } else {
+        let mut header = vec![0x6c, 0, 0, 0, a, b, wire::ICMPV6, 64];
+        header.extend([&packet[24..40], &packet[8..24]].concat());
+        header
+    };
+    let checksum = if is_v4 {
+        internet_checksum(&[&icmp])
+    } else {
+        internet_checksum(&[&header[8..], &[0, 0, a, b, 0, 0, 0, wire::ICMPV6], &icmp])
+    };
+    icmp[2..4].copy_from_slice(&checksum);
+    let mut bytes = [&head[6..12], &head[..6], &head[12..]].concat();
+    bytes.append(&mut header);
+    bytes.append(&mut icmp);
+    let headroom = sent.headroom + l3 + quoted.len() - bytes.len();
+    HostFrame { bytes, headroom, ..sent.clone() }
 }
 
 /// The checksum of a TCP segment and its pseudo header (RFC 9293 §3.1, RFC 8200 §8.1).

@@ -225,6 +225,21 @@ fn what_is_no_error_about_a_known_flow_is_the_kernels() {
 }
 
 #[test]
+fn an_error_that_is_too_big_is_not_answered() {
+    for family in FAMILIES {
+        let mut tables = sample::tables(1024);
+        let (client, index, _) = open(&tables, Purpose::InIpv4, family);
+        let sent = too_big(client.vip, client.client, 20);
+        let length = sent.bytes.len() as u16 - 14 + 20;
+        for (mtu, expected) in [(length, Action::Transmit), (length - 1, Action::Drop)] {
+            tables.backends[usize::from(index)].mtu = mtu;
+            assert_eq!(process(&tables, &sent).0, expected, "{family:?}");
+        }
+        assert_eq!(tables.take_counted().reason(Reason::TooBigUnanswered), 1);
+    }
+}
+
+#[test]
 fn an_error_with_its_last_hop_is_dropped() {
     for family in FAMILIES {
         let tables = sample::tables(1024);

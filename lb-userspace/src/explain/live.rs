@@ -137,6 +137,10 @@ impl Tables for Live<'_> {
         self.image.probe_sources.contains(&IpAddr::from(address))
     }
 
+    fn may_answer(&self) -> bool {
+        true
+    }
+
     fn count_traffic(&self, _backend: u16, _bytes: u64) {}
 
     fn count_return(&self, _backend: u16, _bytes: u64) {}

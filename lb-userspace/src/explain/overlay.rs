@@ -162,6 +162,10 @@ impl<T: Tables> Tables for Overlay<'_, T> {
         self.base.is_probe_source(address)
     }
 
+    fn may_answer(&self) -> bool {
+        self.base.may_answer()
+    }
+
     fn count_traffic(&self, backend: u16, _bytes: u64) {
         self.counted.borrow_mut().backend = Some(backend);
     }

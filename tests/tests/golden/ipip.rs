@@ -2,11 +2,12 @@
 
 use lb_common::{
     frame::HostFrame,
-    host::sample::{ClientFrame, Purpose},
+    host::sample::{self, ClientFrame, Purpose},
+    limit,
     parse::Family,
     reason::Reason,
 };
-use sluice_tests::kernel::Answer;
+use sluice_tests::kernel::{Answer, Kernel, Program};
 
 use crate::sides::{Sides, hex, tables};
 
@@ -110,25 +111,87 @@ fn tags_and_classes_are_carried_outwards() {
 }
 
 #[test]
-fn what_just_fits_goes_and_what_does_not_is_dropped_untouched() {
+fn what_just_fits_goes_and_of_what_does_not_its_sender_is_told() {
     let Some(mut sides) = Sides::start(tables()) else { return };
-    for (purpose, family, fits) in [
-        (InIpv4, Ipv4, 1500 - 20 - 40),
-        (InIpv4, Ipv6, 1500 - 20 - 60),
-        (InIpv6, Ipv4, 1500 - 40 - 40),
-        (InIpv6, Ipv6, 1500 - 40 - 60),
+    for (purpose, family, room, headers) in [
+        (InIpv4, Ipv4, 1500 - 20, 40),
+        (InIpv4, Ipv6, 1500 - 20, 60),
+        (InIpv6, Ipv4, 1500 - 40, 40),
+        (InIpv6, Ipv6, 1500 - 40, 60),
     ] {
-        let sent = |payload| {
-            let payload = vec![0x5a; payload];
-            ClientFrame { payload, padding: 4, ..ClientFrame::new(purpose, family, 1) }.frame()
-        };
-        let name = format!("{family:?} {purpose:?}");
-        let (answer, output, _) = sides.run(&name, &sent(fits));
-        assert_eq!((answer, output.bytes.len()), (Answer::Transmit, 1518), "{name}");
-        let input = sent(fits + 1);
-        let counted = sides.expect(&name, &input, Answer::Drop, &input.bytes);
-        assert_eq!(counted.reason(Reason::TooBig), 1, "{name}");
+        for tags in 0..=2 {
+            let sent = |length: u16| {
+                let payload = vec![0x5a; usize::from(length) - headers];
+                let tags = TAGS[2 - tags..].to_vec();
+                ClientFrame { tags, payload, padding: 4, ..ClientFrame::new(purpose, family, 1) }
+                    .frame()
+            };
+            let name = format!("{family:?} {purpose:?}, {tags} tags");
+            let (answer, output, _) = sides.run(&name, &sent(room));
+            assert_eq!((answer, output.bytes.len()), (Answer::Transmit, 1518 + 4 * tags), "{name}");
+            for length in [room + 1, 1500] {
+                let input = sent(length);
+                let told = sample::too_big(&input, room);
+                let counted = sides.expect(&name, &input, Answer::Transmit, &told.bytes);
+                assert_eq!(counted.reason(Reason::TooBig), 1, "{name}");
+                assert_eq!(counted.packets(), 0, "{name}");
+            }
+        }
     }
+}
+
+/// Written out, so that not both sides can be wrong in the same way.
+#[test]
+fn who_sends_too_much_is_told_as_written_here() {
+    let Some(mut sides) = Sides::start(tables()) else { return };
+    for (family, payload, headers) in [
+        (
+            Ipv4,
+            1461,
+            "0200000000fe 020000000001 0800
+             45 c0 023c  0000 4000  40 01 35b8  # 572 bytes, internetwork control, ICMP
+             cb007114 c6330001               # 203.0.113.20, the VIP, to 198.51.0.1
+             03 04 0e02  0000 05c8           # fragmentation needed, 1480
+             45 00 05dd  1234 4000  3f 06 219e  # the packet itself
+             c6330001 cb007114",
+        ),
+        (
+            Ipv6,
+            1421,
+            "0200000000fe 020000000001 86dd
+             6c000000 04d8 3a 40             # 1,240 bytes of ICMPv6
+             20010db8f00d00000000000000000020
+             20010db8000c00000000000000000001
+             02 00 a013  000005c8            # packet too big, 1480
+             6000beef 05a1 06 3f
+             20010db8000c00000000000000000001
+             20010db8f00d00000000000000000020",
+        ),
+    ] {
+        let payload = vec![0x5a; payload];
+        let input = ClientFrame { payload, ..ClientFrame::new(InIpv4, family, 1) }.frame();
+        let headers = hex(headers);
+        let quoted = headers.len() - if family == Ipv4 { 42 } else { 62 };
+        let most = if family == Ipv4 { 544 } else { 1232 };
+        let output = [&headers, &input.bytes[14 + quoted..14 + most]].concat();
+        sides.expect(&format!("{family:?}"), &input, Answer::Transmit, &output);
+    }
+}
+
+/// No more of them than a second may have are sent at once.
+#[test]
+fn of_a_flood_a_part_is_answered_and_all_is_counted() {
+    const SENT: u64 = 5 * limit::PER_SECOND;
+    let Some(mut kernel) = Kernel::start(&tables()).unwrap() else { return };
+    let payload = vec![0; 1461];
+    let input = ClientFrame { payload, ..ClientFrame::new(InIpv4, Ipv4, 1) }.frame();
+    for _ in 0..SENT {
+        kernel.run_through(Program::Sluice, &input).unwrap();
+    }
+    let counted = kernel.take_counted().unwrap();
+    let [told, silent] = [Reason::TooBig, Reason::TooBigUnanswered].map(|r| counted.reason(r));
+    assert_eq!(told + silent, SENT);
+    assert!(told >= limit::PER_SECOND && silent > 0, "{told} answered, {silent} not");
 }
 
 /// Headroom runs out where a driver leaves less than XDP's 256 bytes, or metadata has taken it.

@@ -70,6 +70,19 @@ fn provocation(reason: Reason) -> Provocation {
             let payload = vec![0; 1450];
             by(reason, ClientFrame { payload, ..client(Purpose::InIpv4) }.frame())
         }
+        Reason::TooBigUnanswered => Provocation {
+            prepare: |tables| {
+                let narrow = sample::backend(Purpose::InIpv4, Family::Ipv6, 0);
+                for backend in &mut tables.backends[usize::from(narrow)..][..3] {
+                    backend.mtu = 1299;
+                }
+            },
+            ..by(reason, {
+                let payload = vec![0; 1280 - 60];
+                let sent = ClientFrame::new(Purpose::InIpv4, Family::Ipv6, 1);
+                ClientFrame { payload, ..sent }.frame()
+            })
+        },
         Reason::NoHeadroom => {
             by(reason, HostFrame { headroom: 16, ..client(Purpose::InIpv4).frame() })
         }
