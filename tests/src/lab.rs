@@ -23,6 +23,7 @@
 //! network namespace alone.
 
 mod agent;
+mod beyond;
 mod browser;
 pub mod builds;
 mod cards;

@@ -152,7 +152,7 @@ impl Cause {
             Self::Narrow => Some(format!(
                 "raise the MTU on the whole way to {own} to {} or more, or lower the MSS of the \
                  service (`ip route … advmss` on the backends)",
-                super::host::CLIENT_MTU + super::host::overhead(forwarding, own)
+                super::room::CLIENT_MTU + super::room::overhead(forwarding, own)
             )),
             Self::AnswersWrongly | Self::NotTried => None,
         }

@@ -1,26 +1,10 @@
 //! What is wrong on this host, from what was seen of it. No I/O.
 
-use std::net::IpAddr;
-
-use lb_common::forward::Forwarding;
-
-use super::Finding;
+use super::{Finding, room};
 use crate::{
     model::{Backend, Service},
     network::{Interface, NextHop, Unresolved},
 };
-
-/// Largest IP packet of clients who come by the Internet, bytes.
-pub(super) const CLIENT_MTU: u32 = 1500;
-
-/// Bytes that forwarding to a backend at this address puts before a packet.
-pub(super) fn overhead(forwarding: Forwarding, backend: IpAddr) -> u32 {
-    match (forwarding, backend) {
-        (Forwarding::L2 | Forwarding::Nat, _) => 0,
-        (Forwarding::Ipip, IpAddr::V4(_)) => 20,
-        (Forwarding::Ipip, IpAddr::V6(_)) => 40,
-    }
-}
 
 /// An interface of the config, which may not exist; `attached` is the daemon's word.
 pub(super) fn interface(name: &str, attached: bool, seen: Result<&Interface, String>) -> Finding {
@@ -74,32 +58,14 @@ pub(super) fn way(
         }
         None => return Some(Finding::wrong(about, "its next hop is not known", String::new())),
     };
-    let overhead = overhead(service.forwarding, backend.address);
-    let needed = client_mtu + overhead;
-    (overhead > 0 && u32::from(hop.mtu) < needed).then(|| {
-        Finding::wrong(
-            about,
-            format!(
-                "the MTU towards it is {}, a client's packet of {client_mtu} bytes in its tunnel \
-                 has {needed}: such are dropped (reason too_big)",
-                hop.mtu
-            ),
-            format!(
-                "raise the MTU of {} (and of the route) to {needed}, or lower the MSS of the \
-                 service to {} (`ip route … advmss` on the backends)",
-                hop.interface_name,
-                // Headers of IP and TCP.
-                u32::from(hop.mtu)
-                    .saturating_sub(overhead + if service.vip.is_ipv4() { 40 } else { 60 }),
-            ),
-        )
-    })
+    let narrow = room::narrow(service, backend, hop, client_mtu)?;
+    Some(Finding::doubt(about, narrow.says, narrow.mend))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{doctor::Severity, model::sample, network::XdpProgram};
+    use crate::{doctor::Severity, network::XdpProgram};
 
     fn eth0() -> Interface {
         Interface {
@@ -136,34 +102,5 @@ mod tests {
             assert_eq!(finding.severity, severity, "{finding:?}");
             assert!(finding.says.contains(says), "{finding:?}");
         }
-    }
-
-    #[test]
-    fn a_tunnel_needs_room_for_a_clients_full_packet() {
-        let mut service = sample::service("web", 1);
-        let hop = |mtu| {
-            Ok(NextHop {
-                interface: 2,
-                interface_name: "eth0".into(),
-                source_mac: [2; 6],
-                destination_mac: [4; 6],
-                mtu,
-                source: [10, 0, 0, 1].into(),
-                gateway: None,
-                is_given: false,
-            })
-        };
-        let says = |service: &Service, mtu, client_mtu| {
-            let hop = hop(mtu);
-            way("web-1".to_owned(), service, &service.backends[0], Some(&hop), client_mtu)
-        };
-        assert_eq!(says(&service, 1500, 1500), None, "l2 needs no more");
-        service.forwarding = Forwarding::Ipip;
-        assert_eq!(says(&service, 1520, 1500), None);
-        assert_eq!(says(&service, 1500, 1480), None, "clients send less");
-        let finding = says(&service, 1500, 1500).expect("it does not fit");
-        assert!(finding.says.contains("has 1520"), "{finding:?}");
-        let mend = finding.mend.expect("something can be done");
-        assert!(mend.contains("to 1520") && mend.contains("to 1440"), "{mend}");
     }
 }

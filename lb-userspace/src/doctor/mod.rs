@@ -1,13 +1,14 @@
 //! `sluice doctor`: looks at this host and at the way to each backend, and says what is wrong and
 //! what to do about it.
 //!
-//! `host`, `nat` and `cause` decide from what was seen, purely; here it is looked at. What goes by
+//! `host`, `nat`, `room` and `cause` decide from what was seen, purely; here it is looked at. What goes by
 //! the VIP is the daemon's last probe (nobody else can send one); what goes directly is tried at
 //! once.
 
 mod cause;
 mod host;
 mod nat;
+mod room;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -24,6 +25,7 @@ use tokio::{
 };
 
 pub use self::cause::{Cause, Met, cause};
+pub(crate) use self::room::{CLIENT_MTU, Narrow, narrow};
 use crate::{
     config,
     control::{api, client::Client},
@@ -155,7 +157,7 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
     let next_hops = resolve(desired).await?;
     let own = network::own_addresses().await?;
     let unasked = unasked(desired, &next_hops, &own, &front);
-    let client_mtu = front.iter().map(|interface| interface.mtu).fold(host::CLIENT_MTU, u32::min);
+    let client_mtu = front.iter().map(|interface| interface.mtu).fold(CLIENT_MTU, u32::min);
     let backends: Vec<_> =
         desired.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b))).collect();
     let direct = stream::iter(&backends)

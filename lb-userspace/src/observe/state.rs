@@ -244,7 +244,7 @@ impl State {
     }
 
     /// The smallest MTU of the interfaces where clients' packets arrive, if they are known.
-    fn client_mtu(&self) -> Option<u16> {
+    pub(super) fn client_mtu(&self) -> Option<u16> {
         let found = self.interfaces.iter().filter_map(|seen| seen.found.as_ref());
         found.map(|interface| u16::try_from(interface.mtu).unwrap_or(u16::MAX)).min()
     }

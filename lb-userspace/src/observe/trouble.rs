@@ -11,7 +11,7 @@ use super::losses::Kind;
 use crate::{
     choice::Tier,
     control::api::{NatPorts, Severity, Trouble, TroubleKind},
-    doctor::{Cause, Met, cause},
+    doctor::{Cause, Met, Narrow, cause},
     drain::{Admin, Moment},
     health::{Failure, Seen, Standing, State},
     model::{Backend, Service},
@@ -54,6 +54,8 @@ pub(super) struct Pool<'f> {
     pub tier: Tier,
     /// Why its last good set is held, if it is.
     pub hold: Option<String>,
+    /// The narrowest way to one of its backends that is too narrow for clients' packets, and whose.
+    pub narrow: Option<(&'f str, Narrow)>,
     /// In the order of the service's.
     pub members: Vec<Member<'f>>,
 }
@@ -213,6 +215,11 @@ fn of_pool(pool: &Pool<'_>, doubt: Option<TroubleKind>) -> Vec<Trouble> {
             "refuses new connections with a RST: no backend takes them".to_owned(),
             Some(mend_of_pool(service)),
         )),
+    }
+    if let Some((backend, narrow)) = &pool.narrow {
+        let says = format!("reaches {backend} by too narrow a route: {}", narrow.says);
+        let mend = Some(narrow.mend.clone());
+        troubles.push(about(Severity::Notice, TroubleKind::NarrowRoute, says, mend));
     }
     for (backend, member) in service.backends.iter().zip(&pool.members) {
         troubles.extend(of_backend(service, backend, member, doubt));

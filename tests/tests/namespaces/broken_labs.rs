@@ -121,12 +121,15 @@ fn an_mtu_too_small() {
     scene.lab.narrow(backend, 1600).unwrap();
     until_well(&sluice, "web");
 
-    // The same at home: what is too big is counted, and the probes meet it, too.
+    // The same at home: who sends too much is told, clients and probes, and it goes on.
     scene.lab.balancer().ip("link set eth0 mtu 1500").unwrap();
-    let says = ["FAULT   service web is held, ", "-> look at this host first: ", "`sluice doctor`"];
-    until_status(&sluice, "held", &says);
-    let doctor = sluice.cli(&["doctor"]).unwrap();
-    let doctor = String::from_utf8_lossy(&doctor.stdout);
+    let says = [
+        "NOTICE  service web reaches web-1 by too narrow a route",
+        "the MTU towards it is 1500, a client's packet of 1500 bytes in its tunnel has 1520",
+        "-> raise the MTU of eth0 (and of the route) to 1520",
+    ];
+    until_status(&sluice, "narrow_route", &says);
+    let doctor = sluice.cli_ok(&["doctor"]).unwrap();
     println!("{doctor}");
     assert!(doctor.contains("-> raise the MTU of eth0 (and of the route) to 1520"), "{doctor}");
     let client = scene.lab.client().address(Family::V4);

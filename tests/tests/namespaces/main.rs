@@ -28,6 +28,7 @@ mod outliers;
 mod own_health;
 mod page;
 mod passive;
+mod path_mtu;
 mod peers;
 mod pool;
 mod probe_path;

@@ -82,13 +82,6 @@ fn until_ports_used(sluice: &Sluice, count: u64) {
     taken.unwrap_or_else(|error| panic!("{error}: {}", sluice.status().unwrap()));
 }
 
-/// How many frames ended for this reason.
-fn reason(sluice: &Sluice, name: &str) -> u64 {
-    let reasons = sluice.json(&["reasons"]).unwrap();
-    let mut reasons = reasons["reasons"].as_array().unwrap().iter();
-    reasons.find(|reason| reason["name"] == name).unwrap()["count"].as_u64().unwrap()
-}
-
 /// Its end will be a RST.
 fn end_by_reset(stream: &TcpStream) {
     let linger = libc::linger { l_onoff: 1, l_linger: 0 };

@@ -109,6 +109,13 @@ pub fn assert_flawless(scene: &Scene, tally: &Tally) {
     assert_eq!(again, 0, "SYNs had to be sent twice; slowest request {:?}", tally.slowest);
 }
 
+/// How many frames ended for this reason.
+pub fn reason(sluice: &Sluice, name: &str) -> u64 {
+    let reasons = sluice.json(&["reasons"]).unwrap();
+    let mut reasons = reasons["reasons"].as_array().unwrap().iter();
+    reasons.find(|reason| reason["name"] == name).unwrap()["count"].as_u64().unwrap()
+}
+
 /// Flags of a TCP segment.
 pub const SYN: u8 = 0x02;
 pub const RST: u8 = 0x04;

@@ -29,7 +29,7 @@ pub enum Severity {
     Outage,
     /// Clients are served, with less to spare than there should be.
     Fault,
-    /// Somebody wants it so.
+    /// Somebody wants it so, or it can be lived with.
     Notice,
 }
 
@@ -65,6 +65,8 @@ pub enum TroubleKind {
     FlowTable,
     /// Far more connections are begun than followed up.
     Flood,
+    /// Clients' full packets do not fit the way to a service's backends.
+    NarrowRoute,
     /// Few ports of this host are left for connections to a backend.
     NatPorts,
     /// Something can't be kept on disk.

@@ -8,6 +8,7 @@ use super::{Facts, Front, Member, Pool, of_instance, troubles};
 use crate::{
     choice::choose,
     control::api::{NatPorts, Severity, Trouble, TroubleKind},
+    doctor::{CLIENT_MTU, Narrow, narrow},
     drain::Moment,
     health::Seen,
     model::{Identity, Service},
@@ -106,8 +107,19 @@ impl State {
             service,
             tier: choose(service, |backend| self.condition(service, backend)).tier,
             hold: self.judge.hold(service),
+            narrow: self.narrowest(service),
             members: members.collect(),
         }
+    }
+
+    /// The narrowest way to a backend of a service into which clients' packets do not fit.
+    fn narrowest<'f>(&self, service: &'f Service) -> Option<(&'f str, Narrow)> {
+        let client_mtu = self.client_mtu().map_or(CLIENT_MTU, |mtu| CLIENT_MTU.min(mtu.into()));
+        let backends = service.backends.iter().filter_map(|backend| {
+            let hop = self.next_hops.get(&backend.address)?.as_ref().ok()?;
+            Some((&*backend.name, narrow(service, backend, hop, client_mtu)?))
+        });
+        backends.min_by_key(|(_, narrow)| narrow.room)
     }
 
     /// What went wrong in the daemon itself.

@@ -59,7 +59,7 @@ fn a_backend_without_the_vip_is_told_with_cause_and_date() {
     let ill = standing(State::Unreachable, Some("no answer to SYN within 1s"), Some(cause));
     let silent = seen(State::Unreachable, Failure::NoAnswer(Duration::from_secs(1)));
     let members = vec![member(&well, None), member(&ill, Some(&silent))];
-    let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, members };
+    let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, narrow: None, members };
     let troubles = troubles(facts(vec![pool]));
     assert_eq!(
         told(&troubles),
@@ -90,7 +90,7 @@ fn a_service_that_refuses_everybody_comes_first_and_says_who_could_serve() {
         Failure::Status { request: "GET /".to_owned(), status: 503, expected: "200".to_owned() };
     let probed = seen(State::Unhealthy, answer);
     let members = vec![member(&refused, Some(&probed)), member(&refused, Some(&probed))];
-    let pool = Pool { service: &service, tier: Tier::Nobody, hold: None, members };
+    let pool = Pool { service: &service, tier: Tier::Nobody, hold: None, narrow: None, members };
     let mut facts = facts(vec![pool]);
     facts.flows_used = 1000;
     let troubles = troubles(facts);
@@ -128,7 +128,7 @@ fn what_only_an_operator_can_want_is_a_notice() {
     service.backends[1].weight = 0;
     let well = standing(State::Healthy, None, None);
     let members = (0..3).map(|_| member(&well, None)).collect();
-    let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, members };
+    let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, narrow: None, members };
     let troubles = troubles(facts(vec![pool]));
     let says: Vec<&str> = troubles.iter().map(|trouble| &*trouble.says).collect();
     assert_eq!(says, ["is disabled", "has weight 0"]);
@@ -144,7 +144,13 @@ fn nobody_who_answers_is_an_outage_and_a_probe_that_is_not_made_a_fault() {
     let of = |first: &Standing, unmade: Option<&Seen>| {
         let members = vec![member(first, unmade), member(&silent, None)];
         let tier = Tier::FailOpen;
-        let troubles = troubles(facts(vec![Pool { service: &service, tier, hold: None, members }]));
+        let troubles = troubles(facts(vec![Pool {
+            service: &service,
+            tier,
+            hold: None,
+            narrow: None,
+            members,
+        }]));
         let told = |t: &Trouble| (t.severity, t.kind);
         troubles.iter().map(told).collect::<Vec<_>>()
     };
@@ -167,7 +173,7 @@ fn interfaces_and_pools_say_what_is_wrong() {
     ];
     for (tier, expected) in tiers {
         let members = vec![member(&well, None)];
-        let pool = Pool { service: &service, tier, hold: None, members };
+        let pool = Pool { service: &service, tier, hold: None, narrow: None, members };
         let troubles = troubles(facts(vec![pool]));
         let says = troubles.first().map(|trouble| trouble.says.clone()).unwrap_or_default();
         assert_eq!(troubles.len(), usize::from(expected.is_some()), "{troubles:?}");
@@ -213,7 +219,8 @@ fn ports_that_run_short_are_told_before_they_run_out() {
         service.backends[0].leaving = leaving;
         let nat_ports = Some(NatPorts { used, capacity: 1000 });
         let members = vec![Member { nat_ports, ..member(&well, None) }];
-        let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, members };
+        let pool =
+            Pool { service: &service, tier: Tier::Healthy, hold: None, narrow: None, members };
         let troubles = troubles(facts(vec![pool]));
         troubles.into_iter().map(|trouble| trouble.says).collect::<String>()
     };
@@ -246,7 +253,8 @@ fn a_flood_of_syns_is_told_from_a_table_that_is_too_small() {
     let well = standing(State::Healthy, None, None);
     let suspected = |flows_used, flows_embryonic| {
         let members = vec![Member { is_suspect: true, ..member(&well, None) }];
-        let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, members };
+        let pool =
+            Pool { service: &service, tier: Tier::Healthy, hold: None, narrow: None, members };
         let flows = flows_used;
         let troubles = troubles(Facts { flows_used, flows_embryonic, flows, ..facts(vec![pool]) });
         assert_eq!(troubles.last().map(|last| last.kind), Some(TroubleKind::BackendSuspect));
@@ -276,7 +284,8 @@ fn silence_behind_a_mac_that_somebody_has_set_has_that_for_its_first_cause() {
         let mac = Some(given.to_owned());
         let members =
             vec![Member { given_mac: mac.clone(), ..member(&ill, None) }, member(&ill, None)];
-        let pool = Pool { service: &service, tier: Tier::Healthy, hold: None, members };
+        let pool =
+            Pool { service: &service, tier: Tier::Healthy, hold: None, narrow: None, members };
         let troubles = troubles(facts(vec![pool]));
         troubles.into_iter().filter_map(|trouble| trouble.mend).collect::<Vec<_>>()
     };

@@ -119,7 +119,7 @@ fn clients_of_a_dead_backend_are_told_and_the_others_live_on() {
         until_ill(&sluice, (of, "web-1"), "unreachable", "no answer to SYN");
     }
     assert_avoided(&scene);
-    assert!(super::reason(&sluice, "backend_gone") >= doomed as u64);
+    assert!(crate::scene::reason(&sluice, "backend_gone") >= doomed as u64);
 
     drop(muted);
     until_back(&scene, &sluice, talks, doomed);

@@ -11,10 +11,10 @@ use sluice_tests::lab::{
 };
 
 use super::{
-    TALK, TALK_VIP, UNCHECKED, WEB, end_by_reset, interfaces, nat, ports_used, reason, sum,
+    TALK, TALK_VIP, UNCHECKED, WEB, end_by_reset, interfaces, nat, ports_used, sum,
     until_ports_used, web,
 };
-use crate::scene::{Scene, VIP4, VIP6, address, assert_flawless};
+use crate::scene::{Scene, VIP4, VIP6, address, assert_flawless, reason};
 
 /// As many ports as there are: a number that many steps would walk through only in part.
 const PORTS: usize = 15;

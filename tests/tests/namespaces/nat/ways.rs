@@ -211,6 +211,6 @@ fn segments_fit_the_narrower_of_two_networks() {
         let path = path.display().to_string();
         client.run("curl", &["-gsS", "--fail", "--max-time", "60", "-o", &path, &url]).unwrap();
         assert!(fs::read(&path).unwrap() == body, "the download came changed");
-        assert_eq!(super::reason(&sluice, "too_big"), 0);
+        assert_eq!(crate::scene::reason(&sluice, "too_big"), 0);
     }
 }
