@@ -199,7 +199,8 @@ pub struct VipFilter {
 pub struct ServiceKey {
     /// The VIP.
     pub address: Address,
-    /// Its port, network order.
+    /// Its port, network order; [`ANY_PORT`](crate::service::ANY_PORT): every port that no other
+    /// service of the address has.
     pub port: [u8; 2],
     /// IP protocol number; 6, TCP.
     pub protocol: u8,

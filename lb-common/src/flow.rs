@@ -14,7 +14,8 @@
 //!
 //! A 36-bit fingerprint among 16 words takes a *new* flow for a known one once in 4.3 billion
 //! lookups: it is then placed not by Maglev but beside that flow. `steer` compares the
-//! service, so it can never leave its service. Of a translated flow the whole tuple is compared
+//! service, so it can't leave its service, but for one of any port, whose flows may go on at a port
+//! that another service has by now. Of a translated flow the whole tuple is compared
 //! ([`nat`](crate::nat)); it has a second entry, marked "return", for what its backend sends.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};

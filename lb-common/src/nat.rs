@@ -23,8 +23,8 @@ use crate::{
     forward::Forwarding,
     hash,
     parse::{Family, Ports, Segment},
+    service,
     tables::Tables,
-    wire,
 };
 
 mod entries;
@@ -63,9 +63,7 @@ pub fn is_lost<T: Tables>(segment: &Segment, tables: &T, settings: &Settings) ->
 /// [`Tables::is_nat_end`].
 #[inline(always)]
 pub fn end(address: Address, port: [u8; 2]) -> ServiceKey {
-    let [a, b] = address.words();
-    let [p, q] = port;
-    zerocopy::transmute!([a, b, u64::from_ne_bytes([p, q, wire::TCP, 0, 0, 0, 0, 0])])
+    service::key_of(address, port)
 }
 
 /// Source and destination of one direction.
@@ -80,7 +78,7 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    /// What the client sends.
+    /// What the client sends, to the VIP of a service that is translated: it has a port.
     #[inline(always)]
     pub const fn of_client(record: &FlowRecord, vip: &ServiceKey) -> Self {
         let ports = Ports { source: record.client_port, destination: vip.port };

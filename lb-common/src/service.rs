@@ -4,8 +4,13 @@ use crate::{
     abi::{ServiceKey, capacity::FILTER_WORDS},
     address::Address,
     parse::Segment,
+    tables::Tables,
     wire,
 };
+
+/// In place of a service's port: every port that no other service of its address has. Nobody can
+/// be at this port itself: it is reserved (RFC 6335 §6), and what is sent to it is for no service.
+pub const ANY_PORT: [u8; 2] = [0; 2];
 
 /// What of a flow chooses its backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
@@ -67,13 +72,30 @@ impl BackendState {
     }
 }
 
-/// The key of the service a segment is addressed to.
+/// The key of a service of TCP.
 #[inline(always)]
-pub fn key_of(segment: &Segment) -> ServiceKey {
-    let [a, b] = segment.destination.words();
-    let [p, q] = segment.ports.destination;
+pub fn key_of(address: Address, port: [u8; 2]) -> ServiceKey {
+    let [a, b] = address.words();
+    let [p, q] = port;
     // As words: by its fields it would be put together with a call of `memset`.
     zerocopy::transmute!([a, b, u64::from_ne_bytes([p, q, wire::TCP, 0, 0, 0, 0, 0])])
+}
+
+/// Index of the service that new flows to an address and port are for: the one that has this very
+/// port, otherwise the one that has any.
+#[inline(always)]
+pub fn index_of<T: Tables>(tables: &T, address: Address, port: [u8; 2]) -> Option<u16> {
+    if is_any(port) {
+        return None;
+    }
+    let exact = tables.service_index(&key_of(address, port));
+    exact.or_else(|| tables.service_index(&key_of(address, ANY_PORT)))
+}
+
+/// Whether a service with this port has every port that no other has.
+#[inline(always)]
+pub fn is_any(port: [u8; 2]) -> bool {
+    u16::from_ne_bytes(port) == u16::from_ne_bytes(ANY_PORT)
 }
 
 /// Whether a service's identity is what a segment is addressed to.
@@ -88,13 +110,17 @@ pub fn is_from(segment: &Segment, key: &ServiceKey) -> bool {
     is_at(key, segment.source, segment.ports.source)
 }
 
-/// Whether a service's identity is this address and port.
+/// Whether a service's identity is this address and port. A service of any port may be at one that
+/// another has by now: the flows that it had before stay with it.
 #[inline(always)]
 pub fn is_at(key: &ServiceKey, address: Address, port: [u8; 2]) -> bool {
     let (ours, theirs) = (key.address.words(), address.words());
-    u16::from_ne_bytes(key.port) == u16::from_ne_bytes(port)
-        && ours[1] == theirs[1]
-        && ours[0] == theirs[0]
+    let is_its_port = if is_any(key.port) {
+        !is_any(port)
+    } else {
+        u16::from_ne_bytes(key.port) == u16::from_ne_bytes(port)
+    };
+    is_its_port && ours[1] == theirs[1] && ours[0] == theirs[0]
 }
 
 /// A hash of a VIP's address, best in its upper bits. It need not be keyed: nobody outside
@@ -150,7 +176,7 @@ mod tests {
         for family in FAMILIES {
             let frame = ClientFrame::new(Purpose::L2, family, 1);
             let segment = crate::parse::segment(&frame.frame(), |_, _| true).expect("well formed");
-            let key = key_of(&segment);
+            let key = key_of(segment.destination, segment.ports.destination);
             assert_eq!(key, sample::key(frame.vip));
             assert!(is_for(&segment, &key));
             let mut elsewhere = frame.vip;

@@ -50,7 +50,7 @@ pub trait Tables {
     /// such a NAT address, with port 0.
     fn is_nat_end(&self, key: &ServiceKey) -> bool;
 
-    /// Index of the service with this key.
+    /// Index of the service with this very key; see [`service::index_of`](crate::service::index_of).
     fn service_index(&self, key: &ServiceKey) -> Option<u16>;
 
     /// A service by index.

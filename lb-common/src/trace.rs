@@ -7,7 +7,8 @@
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{
-    abi::ServiceKey, address::Address, counters::Event, frame::Frame, parse, reason::Reason, wire,
+    abi::ServiceKey, address::Address, counters::Event, frame::Frame, parse, reason::Reason,
+    service, wire,
 };
 
 /// Bytes of a frame that are copied at most, before and after.
@@ -205,10 +206,8 @@ impl Filter {
             if !wanted {
                 return Look::Other;
             }
-            let ServiceKey { address, port, protocol, .. } = self.service;
-            let addressed = protocol == wire::TCP
-                && port == segment.ports.destination
-                && address == segment.destination;
+            let addressed =
+                self.service.protocol == wire::TCP && service::is_for(&segment, &self.service);
             return Look::Candidate { addressed };
         }
         match parse::locate(frame) {
@@ -232,10 +231,15 @@ impl Filter {
         if self.backend != 0 && self.backend != notes.backend {
             return false;
         }
-        self.service.protocol == 0
-            || notes.addressed != 0
-            || notes.backend != 0
-                && matches!(service, Some(index) if index as u32 == self.service_index)
+        if self.service.protocol == 0 {
+            return true;
+        }
+        // What is addressed to a service of any port may be another's, as its backend tells.
+        if notes.backend == 0 {
+            notes.addressed != 0
+        } else {
+            matches!(service, Some(index) if index as u32 == self.service_index)
+        }
     }
 }
 

@@ -320,7 +320,7 @@ impl FrameSource {
             }
         }
         if random.one_in(40) {
-            sent.vip.set_port(81);
+            sent.vip.set_port(*random.choose(&[81, 443, 0]));
         }
         if random.one_in(40) {
             sent.vip = match sent.vip {

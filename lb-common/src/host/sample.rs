@@ -14,7 +14,7 @@ use crate::{
     frame::HostFrame,
     maglev::{self, Member, Progress},
     parse::{self, Family},
-    service::{Affinity, BackendState, filter_position},
+    service::{self, ANY_PORT, Affinity, BackendState, filter_position},
     wire::{self, Tcp},
 };
 
@@ -71,11 +71,15 @@ pub enum Purpose {
     NatAddresses,
     /// Translated; the backends see their clients' addresses.
     NatKeep,
+    /// Of any port of its address, but for the one of [`Self::BesideAny`].
+    AnyPort,
+    /// One port of the address of [`Self::AnyPort`].
+    BesideAny,
 }
 
 impl Purpose {
     /// All of them.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::L2,
         Self::InIpv4,
         Self::InIpv6,
@@ -88,6 +92,8 @@ impl Purpose {
         Self::Nat,
         Self::NatAddresses,
         Self::NatKeep,
+        Self::AnyPort,
+        Self::BesideAny,
     ];
 
     /// What is translated.
@@ -97,17 +103,23 @@ impl Purpose {
         match self {
             Self::InIpv4 | Self::InIpv6 | Self::SpreadIpv4 | Self::SpreadIpv6 => Forwarding::Ipip,
             Self::Nat | Self::NatAddresses | Self::NatKeep => Forwarding::Nat,
-            Self::L2 | Self::SourceIp | Self::Elsewhere | Self::Unresolved | Self::Empty => {
-                Forwarding::L2
-            }
+            Self::L2
+            | Self::SourceIp
+            | Self::Elsewhere
+            | Self::Unresolved
+            | Self::Empty
+            | Self::AnyPort
+            | Self::BesideAny => Forwarding::L2,
         }
     }
 
-    /// The backends' port.
+    /// The backends' port; 0: the one that the client has asked for.
     pub const fn port(self) -> u16 {
-        match self.forwarding() {
-            Forwarding::Nat => 8080,
-            Forwarding::L2 | Forwarding::Ipip => 80,
+        match (self, self.forwarding()) {
+            (_, Forwarding::Nat) => 8080,
+            (Self::AnyPort, _) => 0,
+            (Self::BesideAny, _) => 443,
+            (_, Forwarding::L2 | Forwarding::Ipip) => 80,
         }
     }
 
@@ -123,7 +135,9 @@ impl Purpose {
             | Self::Empty
             | Self::Nat
             | Self::NatAddresses
-            | Self::NatKeep => vip,
+            | Self::NatKeep
+            | Self::AnyPort
+            | Self::BesideAny => vip,
         }
     }
 
@@ -139,14 +153,21 @@ impl Purpose {
             | Self::InIpv6
             | Self::SourceIp
             | Self::Empty
-            | Self::NatKeep => 1,
+            | Self::NatKeep
+            | Self::AnyPort
+            | Self::BesideAny => 1,
         }
     }
 }
 
-/// A VIP: 203.0.113.10 for L2, .20 and so on for the others; 2001:db8:f00d::10 and so on.
+/// A VIP: 203.0.113.10 for L2, .20 and so on for the others; 2001:db8:f00d::10 and so on. Of
+/// any port one of those that it has.
 pub const fn vip(purpose: Purpose, family: Family) -> SocketAddr {
-    let number = (purpose as u8 + 1) * 10;
+    let (place, port) = match purpose {
+        Purpose::BesideAny => (Purpose::AnyPort, 443),
+        _ => (purpose, 80),
+    };
+    let number = (place as u8 + 1) * 10;
     let address = match family {
         Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(203, 0, 113, number)),
         Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(
@@ -161,7 +182,7 @@ pub const fn vip(purpose: Purpose, family: Family) -> SocketAddr {
             (number / 10 * 16) as u16,
         )),
     };
-    SocketAddr::new(address, 80)
+    SocketAddr::new(address, port)
 }
 
 /// An IPv4 address that is none of ours, but shares the bit of a VIP in the filter.
@@ -247,6 +268,14 @@ pub fn key(vip: SocketAddr) -> ServiceKey {
     }
 }
 
+/// The key of a sample service.
+pub fn service_key(purpose: Purpose, family: Family) -> ServiceKey {
+    match purpose {
+        Purpose::AnyPort => service::key_of(vip(purpose, family).ip().into(), ANY_PORT),
+        _ => key(vip(purpose, family)),
+    }
+}
+
 /// The sample instance, with so many words in its flow table.
 pub fn tables(flows: usize) -> HostTables {
     let mut tables = HostTables::new(flows);
@@ -317,7 +346,7 @@ fn add_service(tables: &mut HostTables, purpose: Purpose, family: Family) {
     maglev::fill(&members, &mut slots, &mut [Progress::default(); BACKENDS as usize]);
     let affinity = if purpose == Purpose::SourceIp { Affinity::SourceIp } else { Affinity::None };
     let service = Service {
-        key: key(vip(purpose, family)),
+        key: service_key(purpose, family),
         slots: SLOTS,
         affinity: affinity as u8,
         nat_count: 2 * u8::from(purpose == Purpose::NatAddresses),

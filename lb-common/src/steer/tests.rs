@@ -17,6 +17,7 @@ use crate::{
     wire::{Ipv4, Ipv6, Tcp},
 };
 
+mod any_port;
 mod passive;
 
 const FLOWS: usize = 1024;

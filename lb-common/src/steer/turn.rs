@@ -286,8 +286,9 @@ impl Turn {
             }
         };
 
-        let key = service::key_of(&self.segment);
-        let Some(service_index) = tables.service_index(&key) else {
+        let Segment { destination, ports, .. } = &self.segment;
+        let served = service::index_of(tables, *destination, ports.destination);
+        let Some(service_index) = served else {
             return Err(self.unserved(tables, settings));
         };
         let service = tables.service(service_index).ok_or(Reason::NotService)?;

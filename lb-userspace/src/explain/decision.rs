@@ -71,9 +71,7 @@ pub fn decide<T: Tables>(tables: &T, question: &Question) -> Result<Decision, Re
     // What the filter does not let through, the program asks nothing more about.
     let found = flow::find(&group, hash).filter(|_| filter.lets_through);
     let flow = found.map(|found| flow_of(&overlay, settings, &tuple, found, group_index, now));
-    let key = service::key_of(&tuple);
-    let served = tables
-        .service_index(&key)
+    let served = service::index_of(tables, tuple.destination, tuple.ports.destination)
         .filter(|_| filter.lets_through)
         .and_then(|index| Some((index, tables.service(index)?)));
     let slot = served.map(|(index, service)| slot_of(tables, settings, index, service, &tuple));
