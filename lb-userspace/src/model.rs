@@ -4,21 +4,25 @@
 //! need not ask again whether it is valid.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     net::{IpAddr, SocketAddr},
     time::Duration,
 };
 
-use lb_common::{abi::ServiceKey, address::Address, forward::Forwarding, service::Affinity};
+use lb_common::{abi::ServiceKey, forward::Forwarding, service::Affinity};
 
 pub use self::check::{
     BODY_BYTES, CheckKind, GrpcCheck, HealthCheck, HttpCheck, Method, StatusRange, TlsCheck, Via,
 };
-pub use self::nat::{ClientAddress, MAX_NAT_ADDRESSES, PortClash, PortRange};
+pub use self::{
+    nat::{ClientAddress, MAX_NAT_ADDRESSES, PortClash, PortRange},
+    vip::{NoVip, Vip},
+};
 use crate::drain::Admin;
 
 mod check;
 mod nat;
+mod vip;
 
 /// Everything one instance is asked to be.
 #[derive(Clone, Debug, PartialEq)]
@@ -73,7 +77,7 @@ pub struct Service {
     /// Unique in the instance.
     pub name: String,
     /// Address and port clients connect to; unique in the instance.
-    pub vip: SocketAddr,
+    pub vip: Vip,
     /// How frames reach the backends.
     pub forwarding: Forwarding,
     /// What its backends see as their client's address; the default where it is not NAT.
@@ -116,7 +120,8 @@ pub struct Backend {
     pub name: String,
     /// Where it is.
     pub address: IpAddr,
-    /// The VIP's port; with `nat` another is possible.
+    /// The VIP's port; with `nat` another is possible. 0: the VIP's is any, and this one is
+    /// whichever the client has asked for.
     pub port: u16,
     /// Share of new flows, relative to the others': 0 to 1,000.
     pub weight: u16,
@@ -212,6 +217,16 @@ impl Desired {
         self.services.iter().find(|service| service.name == name && !service.leaving)
     }
 
+    /// The first service of any port of an address that is this host's own.
+    pub fn host_clash(&self, host: &HostAddresses) -> Option<HostClash> {
+        let mut any = self.services.iter().filter(|service| service.vip.port().is_none());
+        any.find_map(|service| {
+            let (service, address) = (&service.name, service.vip.ip());
+            let interface = host.get(&address)?.clone();
+            Some(HostClash { service: service.clone(), address, interface })
+        })
+    }
+
     /// The addresses that this host shall own: every VIP and every NAT address that is named,
     /// those of services that are leaving too. None if the operator sees to that.
     pub fn own_addresses(&self) -> BTreeSet<IpAddr> {
@@ -225,8 +240,29 @@ impl Desired {
     }
 }
 
+/// A host's own addresses, and the name of an interface that has each.
+pub type HostAddresses = BTreeMap<IpAddr, String>;
+
+/// A VIP of any port where the host itself is reached.
+#[derive(Clone, PartialEq, Eq, Debug, thiserror::Error)]
+#[error(
+    "service {service:?} would have every port of {address}, which is this host's own address on \
+     {interface}: SSH and all else to it would go to the backends; take an address that no \
+     interface has but `lo`"
+)]
+pub struct HostClash {
+    service: String,
+    address: IpAddr,
+    interface: String,
+}
+
 /// A backend's identity in the kernel's maps: whose it is, its address and port.
-pub type Identity = (SocketAddr, SocketAddr);
+pub type Identity = (Vip, SocketAddr);
+
+/// A backend's address as people read it: with its port, where it has one.
+pub fn place(own: SocketAddr) -> String {
+    if own.port() == 0 { own.ip().to_string() } else { own.to_string() }
+}
 
 impl Service {
     /// The backend of this name that is not leaving.
@@ -239,14 +275,17 @@ impl Service {
         (self.vip, SocketAddr::new(backend.address, backend.port))
     }
 
+    /// The VIP and the backend's own address, each with the port that is asked where one has to be
+    /// chosen: of a VIP of any port the check's; 0 if it has none.
+    pub fn asked(&self, backend: &Backend) -> (SocketAddr, SocketAddr) {
+        let checked = self.health.as_ref().and_then(|check| check.port).unwrap_or(0);
+        let own = if self.vip.port().is_some() { backend.port } else { checked };
+        (self.vip.at(checked), SocketAddr::new(backend.address, own))
+    }
+
     /// Its identity in the kernel's maps.
     pub fn key(&self) -> ServiceKey {
-        ServiceKey {
-            address: Address::from(self.vip.ip()),
-            port: self.vip.port().to_be_bytes(),
-            protocol: lb_common::wire::TCP,
-            reserved: [0; 5],
-        }
+        self.vip.key()
     }
 }
 

@@ -32,6 +32,7 @@ use crate::{
         run::{Answer, run},
         segment::{segment, stranger},
     },
+    model::Vip,
     reconcile::{Image, ServiceImage},
 };
 
@@ -74,7 +75,9 @@ pub fn self_test(datapath: &Datapath, image: &Image) -> Vec<Failure> {
         else {
             continue;
         };
-        let vip = SocketAddr::new(record.key.address.into(), u16::from_be_bytes(record.key.port));
+        // Of any port one that no other service has.
+        let others = image.services.values().map(|other| Vip::from(&other.service.key));
+        let vip = Vip::from(&record.key).served_at(others);
         let sent = segment(SocketAddr::new(stranger(vip), SELF_TEST_PORT), vip, Tcp::SYN);
         let wanted =
             Wanted { settings: datapath.settings(), image, service: *index, slot: Cell::new(0) };

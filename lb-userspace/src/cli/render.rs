@@ -102,7 +102,7 @@ pub fn backends<'a>(
                 (*service.name).into(),
                 (*backend.name).into(),
                 backend.address.to_string().into(),
-                backend.port.to_string().into(),
+                backend.port_text().into(),
                 weight(backend).into(),
                 admin(backend),
                 health(backend),

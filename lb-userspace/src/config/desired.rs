@@ -14,7 +14,7 @@ use toml::Spanned;
 
 use super::{
     Error, Family, MAX_WEIGHT, Problem, Source,
-    health::health,
+    health::{CheckedService, health},
     nat::{self, NatProblem},
     raw,
     values::{
@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     drain::Admin,
-    model::{Backend, Dataplane, Desired, IdleTimeouts, Outlier, Service, XdpMode},
+    model::{Backend, Dataplane, Desired, IdleTimeouts, NoVip, Outlier, Service, Vip, XdpMode},
 };
 
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(5 * 60);
@@ -204,7 +204,11 @@ pub(super) fn service(
         Some(text) => duration(source, "drain_deadline", &text, "5m", DRAIN_DEADLINES)?,
         None => DRAIN_DEADLINE,
     };
-    let health = health(source, raw.health, forwarding)?;
+    if vip.port().is_none() && forwarding == Forwarding::Nat {
+        return Err(source.refuse(vip_at, Problem::AnyPortOfNat { service: name }));
+    }
+    let checked = CheckedService { name: &name, vip, vip_at, forwarding };
+    let health = health(source, raw.health, &checked)?;
     let min_available = match raw.min_available {
         Some(number) => ranged(source, "min_available", &number, MIN_AVAILABLE)? as u16,
         None => 1,
@@ -266,20 +270,16 @@ pub(super) fn few_slots(service: &str, slots: u32, backends: usize) -> Option<Pr
     Some(Problem::FewSlots { service: service.to_owned(), backends, slots, fitting })
 }
 
-fn vip(source: &Source<'_>, text: raw::Text) -> Result<SocketAddr, Error> {
+fn vip(source: &Source<'_>, text: raw::Text) -> Result<Vip, Error> {
     let at = text.span();
     let value = text.into_inner();
-    let vip = match value.parse::<SocketAddr>() {
-        // `[fe80::1%2]:80`: a scope, or a flow label, has no place in a VIP.
-        Ok(SocketAddr::V6(v6)) => SocketAddr::new((*v6.ip()).into(), v6.port()),
-        Ok(v4) => v4,
-        Err(_) => return Err(source.refuse(at, Problem::NoVip { value })),
+    let vip = match value.parse::<Vip>() {
+        Ok(vip) => vip,
+        Err(NoVip::Malformed) => return Err(source.refuse(at, Problem::NoVip { value })),
+        Err(NoVip::PortZero) => return Err(source.refuse(at, Problem::PortZero { value })),
     };
     if let Some(why) = unusable(vip.ip()) {
         return Err(source.refuse(at, Problem::Unusable { what: "VIP", address: vip.ip(), why }));
-    }
-    if vip.port() == 0 {
-        return Err(source.refuse(at, Problem::PortZero { value }));
     }
     Ok(vip)
 }
@@ -346,14 +346,17 @@ pub(super) fn backend(
     let port = match raw.port {
         Some(number) => {
             let port = ranged(source, "port", &number, (1, i64::from(u16::MAX)))? as u16;
-            if port != vip.port() && forwarding != Forwarding::Nat {
+            if forwarding != Forwarding::Nat && vip.port() != Some(port) {
                 let forwarding = forwarding.name();
-                let problem = Problem::PortMismatch { backend: name, port, vip, forwarding };
+                let problem = match vip.port() {
+                    Some(vip) => Problem::PortMismatch { backend: name, port, vip, forwarding },
+                    None => Problem::PortOfAnyPort { backend: name, port, vip },
+                };
                 return Err(source.refuse(number.span(), problem));
             }
             port
         }
-        None => vip.port(),
+        None => vip.port().unwrap_or(0),
     };
     members.addresses.insert(source, (address, port), text.span(), || {
         (format!("a backend at {address} port {port}"), "give one server one entry and its weight")
@@ -378,7 +381,7 @@ pub(super) fn backend(
 #[derive(Default)]
 pub(super) struct Seen {
     services: Places<String>,
-    vips: Places<SocketAddr>,
+    vips: Places<Vip>,
     vip_addresses: HashMap<IpAddr, Option<usize>>,
     backends: Vec<(IpAddr, usize)>,
     nat_addresses: Vec<(IpAddr, usize)>,

@@ -1,17 +1,13 @@
 //! Why a config file is refused: the one list. Each message names the place, the thing and
 //! the way out.
 
-use std::{
-    fmt, io,
-    net::{IpAddr, SocketAddr},
-    path::PathBuf,
-    time::Duration,
-};
+use std::{fmt, io, net::IpAddr, path::PathBuf, time::Duration};
 
 use humantime::format_duration;
 use lb_common::{abi::capacity, forward::Forwarding};
 
 use super::{MAX_FILE_BYTES, nat::NatProblem};
+use crate::model::Vip;
 
 /// Why there is no [`Desired`](crate::model::Desired).
 #[derive(Debug, thiserror::Error)]
@@ -325,14 +321,17 @@ pub enum Problem {
     /// No VIP.
     #[error(
         "`vip = {value:?}`: write an address and a port, as \"203.0.113.10:80\" or \
-         \"[2001:db8::10]:443\"; names are not looked up"
+         \"[2001:db8::10]:443\", or `*` for any port; names are not looked up"
     )]
     NoVip {
         /// As written.
         value: String,
     },
     /// Port 0.
-    #[error("`vip = {value:?}`: clients can't connect to port 0; name the port they use")]
+    #[error(
+        "`vip = {value:?}`: clients can't connect to port 0; name the port they use, or `*` for \
+         any"
+    )]
     PortZero {
         /// As written.
         value: String,
@@ -377,7 +376,7 @@ pub enum Problem {
         /// Its address.
         address: IpAddr,
         /// Its service's.
-        vip: SocketAddr,
+        vip: Vip,
         /// Which mode it is.
         forwarding: Forwarding,
     },
@@ -386,7 +385,7 @@ pub enum Problem {
         "backend {backend:?} has port {port}, but the VIP's is {}: {forwarding} keeps the \
          packet's port; leave `port` out and let the server listen on {}, or use \
          `forwarding = \"nat\"`",
-        .vip.port(), .vip.port()
+        .vip, .vip
     )]
     PortMismatch {
         /// Its name.
@@ -394,9 +393,42 @@ pub enum Problem {
         /// As written.
         port: u16,
         /// Its service's.
-        vip: SocketAddr,
+        vip: u16,
         /// Which mode it is.
         forwarding: &'static str,
+    },
+    /// The client chooses the port.
+    #[error(
+        "backend {backend:?} has port {port}, but the VIP is {vip}: packets keep the port that \
+         their client has asked for; leave `port` out"
+    )]
+    PortOfAnyPort {
+        /// Its name.
+        backend: String,
+        /// As written.
+        port: u16,
+        /// Its service's.
+        vip: Vip,
+    },
+    /// A flow's entries don't hold the port.
+    #[error(
+        "service {service:?} has a VIP of any port, which `forwarding = \"nat\"` can't translate: \
+         use \"l2\" or \"ipip\", or one service for each port"
+    )]
+    AnyPortOfNat {
+        /// Its name.
+        service: String,
+    },
+    /// Nothing says where to ask.
+    #[error(
+        "service {service:?} has the VIP {vip}, of any port: say which one its checks ask, as \
+         `health = {{ port = 443 }}`, or turn them off, `health = {{ check = \"none\" }}`"
+    )]
+    CheckWithoutPort {
+        /// Its name.
+        service: String,
+        /// Its VIP.
+        vip: Vip,
     },
     /// About NAT.
     #[error(transparent)]

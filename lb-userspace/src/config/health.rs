@@ -18,6 +18,7 @@ use super::{
 };
 use crate::model::{
     BODY_BYTES, CheckKind, GrpcCheck, HealthCheck, HttpCheck, Method, StatusRange, TlsCheck, Via,
+    Vip,
 };
 
 const PROBE_TIMES: (Duration, Duration) = (Duration::from_millis(100), Duration::from_secs(3600));
@@ -50,11 +51,24 @@ impl Check {
     }
 }
 
+/// Whose backends are checked.
+pub(super) struct CheckedService<'a> {
+    /// Its name.
+    pub name: &'a str,
+    /// Its VIP.
+    pub vip: Vip,
+    /// Where that is written.
+    pub vip_at: Range<usize>,
+    /// How frames reach its backends.
+    pub forwarding: Forwarding,
+}
+
 pub(super) fn health(
     source: &Source<'_>,
     mut raw: raw::Health,
-    forwarding: Forwarding,
+    of: &CheckedService<'_>,
 ) -> Result<Option<HealthCheck>, Error> {
+    let CheckedService { forwarding, vip, .. } = *of;
     let default = default_check(forwarding);
     let words = Check::ALL.map(|check| (check.name(), check));
     let check = choice(source, "check", raw.check.take(), Check::Tcp, &words)?;
@@ -66,10 +80,14 @@ pub(super) fn health(
         return Err(source.refuse(via_at, Problem::VipOfNat));
     }
     let port = match &raw.port {
-        Some(number) if via == Via::Vip => {
+        Some(number) if via == Via::Vip && vip.port().is_some() => {
             return Err(source.refuse(number.span(), Problem::PortThroughVip));
         }
         Some(number) => Some(ranged(source, "port", number, PORTS)? as u16),
+        None if vip.port().is_none() && check != Check::None => {
+            let problem = Problem::CheckWithoutPort { service: of.name.to_owned(), vip };
+            return Err(source.refuse(of.vip_at.clone(), problem));
+        }
         None => None,
     };
     let interval = match &raw.interval {

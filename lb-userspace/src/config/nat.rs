@@ -1,6 +1,6 @@
 //! What the file says of NAT: a service's `nat` and `nat_addresses`, the instance's `nat_ports`.
 
-use std::net::{IpAddr, SocketAddr};
+use std::net::IpAddr;
 
 use lb_common::forward::Forwarding;
 use toml::Spanned;
@@ -11,7 +11,7 @@ use super::{
     raw,
     values::{choice, unusable},
 };
-use crate::model::{ClientAddress, MAX_NAT_ADDRESSES, PortRange};
+use crate::model::{ClientAddress, MAX_NAT_ADDRESSES, PortRange, Vip};
 
 /// What is wrong with what a file says of NAT.
 #[derive(Clone, Debug, PartialEq, thiserror::Error)]
@@ -48,7 +48,7 @@ pub enum NatProblem {
         /// As written.
         address: IpAddr,
         /// The service's.
-        vip: SocketAddr,
+        vip: Vip,
     },
     /// More than there is room for.
     #[error("`nat_addresses` has {count} addresses: a service has at most {MAX_NAT_ADDRESSES}")]
@@ -85,7 +85,7 @@ pub(super) fn client_address(
     nat: Option<Spanned<raw::Nat>>,
     addresses: Option<Spanned<Vec<raw::Text>>>,
     forwarding: Forwarding,
-    vip: SocketAddr,
+    vip: Vip,
     seen: &mut Seen,
 ) -> Result<ClientAddress, Error> {
     let places = [
@@ -119,7 +119,7 @@ pub(super) fn client_address(
 fn addresses(
     source: &Source<'_>,
     raw: Spanned<Vec<raw::Text>>,
-    vip: SocketAddr,
+    vip: Vip,
     seen: &mut Seen,
 ) -> Result<Vec<IpAddr>, Error> {
     let at = raw.span();

@@ -262,7 +262,7 @@ impl BackendSpec {
         Self {
             name: backend.name.clone(),
             address: backend.address.to_string(),
-            port: unless(backend.port, &service.vip.port(), i64::from),
+            port: service.vip.port().and_then(|port| unless(backend.port, &port, i64::from)),
             weight: unless(backend.weight, &super::desired::WEIGHT, i64::from),
             backup: unless(backend.backup, &false, |backup| backup),
         }

@@ -5,6 +5,7 @@ use crate::model::{
     CheckKind, ClientAddress, HealthCheck, HttpCheck, PortRange, StatusRange, Via, XdpMode,
 };
 
+mod any_port;
 mod desired;
 mod health;
 mod nat;

@@ -161,7 +161,7 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
     let backends: Vec<_> =
         desired.services.iter().flat_map(|s| s.backends.iter().map(move |b| (s, b))).collect();
     let direct = stream::iter(&backends)
-        .map(|(service, backend)| connect(service.identity(backend).1))
+        .map(|(service, backend)| connect(service.asked(backend).1))
         .buffered(AT_ONCE)
         .collect::<Vec<_>>()
         .await;
@@ -200,7 +200,11 @@ fn illness(
     direct: Met,
     given_mac: Option<String>,
 ) -> Option<Finding> {
-    let (vip, own) = service.identity(backend);
+    let (vip, own) = service.asked(backend);
+    if own.port() == 0 {
+        // Of any port, and not checked: nobody knows where it should answer.
+        return None;
+    }
     let by_vip = seen.filter(|probe| probe.via == Via::Vip.name()).map(|probe| probe.met);
     // What is asked directly by the daemon is asked for more than a connection.
     let direct = match seen {

@@ -106,7 +106,8 @@ pub fn decide<T: Tables>(tables: &T, question: &Question) -> Result<Decision, Re
         flow,
         group_taken,
         slot,
-        backend: owner.map(|(index, backend)| backend_of(tables, index, backend)),
+        backend: owner
+            .map(|(index, backend)| backend_of(tables, index, backend, tuple.ports.destination)),
         next_hop: owner.and_then(|(_, backend)| next_hop(tables, backend)),
         leaves,
         verdict: verdict(action, &counted, question.interface),
@@ -192,11 +193,18 @@ fn slot_of<T: Tables>(
     Slot { hash: format!("{hash:016x}"), slot, backend: tables.slot(index, slot) }
 }
 
-fn backend_of<T: Tables>(tables: &T, index: u16, backend: &abi::Backend) -> Backend {
+/// `asked` is the port that the client has asked for.
+fn backend_of<T: Tables>(
+    tables: &T,
+    index: u16,
+    backend: &abi::Backend,
+    asked: [u8; 2],
+) -> Backend {
+    let port = if service::is_any(backend.port) { asked } else { backend.port };
     let nat_first = tables.service(backend.service).map_or(0, |service| service.nat_first);
     Backend {
         index,
-        address: SocketAddr::new(backend.address.into(), u16::from_be_bytes(backend.port)),
+        address: SocketAddr::new(backend.address.into(), u16::from_be_bytes(port)),
         forwarding: forwarding(backend).name(),
         state: match BackendState::from_number(backend.state) {
             BackendState::Absent => "absent",

@@ -13,6 +13,7 @@ use lb_common::{
     counters::Event,
     flow::{GROUP, State, Words},
     reason::Reason,
+    service,
     tables::Tables,
 };
 
@@ -42,7 +43,7 @@ impl<'r> Live<'r> {
         let mut slots = BTreeMap::new();
         for (index, found) in &image.services {
             let Service { key, slots: count, .. } = found.service;
-            if key.address == vip.ip().into() && key.port == vip.port().to_be_bytes() {
+            if service::is_at(&key, vip.ip().into(), vip.port().to_be_bytes()) {
                 slots.insert(*index, reading.maps.slots(u32::from(*index), count)?);
             }
         }

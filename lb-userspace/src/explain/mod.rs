@@ -36,6 +36,7 @@ use crate::{
     control::{api, client::Client},
     datapath::{Reading, preflight, run::Answer, segment::segment},
     instance::Instance,
+    model::Vip,
 };
 
 /// The tables may be written between two looks at them: then it is looked again.
@@ -192,19 +193,29 @@ fn check(reading: &Reading, live: &Live<'_>, ask: &Ask, decision: &Decision) -> 
 
 /// What the daemon says of those that are mentioned.
 fn told(status: &api::Status, decision: &Decision, live: &Live<'_>) -> Told {
-    let vip = decision.segment.vip.to_string();
-    // A service that was taken away may still have flows where another has its VIP.
-    let of_vip = |leaving: bool| {
-        status.services.iter().find(|service| service.vip == vip && service.leaving == leaving)
+    let at = |vip: Vip| {
+        let vip = vip.to_string();
+        let of_vip = |leaving: bool| {
+            status.services.iter().find(|service| service.vip == vip && service.leaving == leaving)
+        };
+        // A service that was taken away may still have flows where another has its VIP.
+        of_vip(false).or_else(|| of_vip(true))
     };
-    let Some(service) = of_vip(false).or_else(|| of_vip(true)) else {
+    let of = |index: u16| at(Vip::from(&live.service(index)?.key));
+    let asked = Vip::from(decision.segment.vip);
+    let service = match &decision.service {
+        Some(service) => of(service.index),
+        None => at(asked).or_else(|| at(Vip::any_port(asked.ip()))),
+    };
+    let Some(service) = service else {
         return Told::default();
     };
     let find = |index: u16| {
         let record = live.backend(index)?;
         let address = SocketAddr::new(record.address.into(), u16::from_be_bytes(record.port));
         let is_it = |b: &&api::Backend| SocketAddr::new(b.address, b.port) == address;
-        service.backends.iter().find(is_it)
+        // A flow of a VIP of any port may be at one that by now is another service's.
+        of(record.service)?.backends.iter().find(is_it)
     };
     let named = |index: u16| find(index).map(|backend| backend.name.clone());
     let idle = service.backends.iter().filter(|backend| !backend.takes_new_flows);

@@ -62,8 +62,8 @@ impl Target {
         if direct == Met::NotTried {
             return None;
         }
-        let (vip, own) = self.id;
-        Some(cause(Some(by_vip), direct)?.explained(self.forwarding, vip, own))
+        let cause = cause(Some(by_vip), direct)?;
+        Some(cause.explained(self.forwarding, self.address(), self.directly().address()))
     }
 }
 

@@ -5,7 +5,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap, HashSet},
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -17,7 +16,7 @@ use super::{
 };
 use crate::{
     drain::Admin,
-    model::{Backend, Desired, HealthCheck, Identity, Service},
+    model::{Backend, Desired, HealthCheck, Identity, Service, Vip},
     network::Snapshot,
 };
 
@@ -88,7 +87,7 @@ pub struct Note {
 /// What is remembered from look to look.
 #[derive(Debug, Default)]
 pub struct Judge {
-    pools: BTreeMap<SocketAddr, (Pool, OwnSide)>,
+    pools: BTreeMap<Vip, (Pool, OwnSide)>,
     /// Backends that were there at the first look, and of which nothing has been seen yet.
     presumed: HashSet<Identity>,
     /// Since when backends are ill.
@@ -124,7 +123,7 @@ impl Judge {
             backends.iter_mut().for_each(|seen| self.date(service, seen, now));
         }
         let everything_falls = everything_falls(seen.iter().flat_map(|(_, backends)| backends));
-        let vips: HashSet<SocketAddr> = seen.iter().map(|(service, _)| service.vip).collect();
+        let vips: HashSet<Vip> = seen.iter().map(|(service, _)| service.vip).collect();
         self.pools.retain(|vip, _| vips.contains(vip));
         let mut standings = HashMap::new();
         for (service, backends) in &seen {

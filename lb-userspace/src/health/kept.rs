@@ -6,7 +6,10 @@ use std::{collections::BTreeMap, fs, io, net::SocketAddr, path::Path};
 use serde::{Deserialize, Serialize};
 
 use super::{Kept, State};
-use crate::{model::Identity, whole_file};
+use crate::{
+    model::{Identity, Vip},
+    whole_file,
+};
 
 /// Its name in the state directory.
 const FILE: &str = "health.json";
@@ -23,7 +26,7 @@ struct File {
 #[derive(Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Line {
-    vip: SocketAddr,
+    vip: Vip,
     backend: SocketAddr,
     #[serde(flatten)]
     kept: Kept,

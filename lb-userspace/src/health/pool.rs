@@ -285,8 +285,8 @@ mod tests {
 
     #[test]
     fn one_host_that_dies_with_all_its_ports_is_no_fault_of_ours() {
-        let [vip, backend] = ["203.0.113.10:80", "10.0.0.1:80"].map(|it| it.parse().expect("one"));
-        let on = |port| (vip, SocketAddr::new(SocketAddr::ip(&backend), port));
+        let vip = "203.0.113.10:80".parse().expect("a VIP");
+        let on = |port| (vip, SocketAddr::from(([10, 0, 0, 1], port)));
         let both = |sight| BTreeMap::from([8081, 8082].map(|port| (on(port), sight)));
         let mut pool = Pool::default();
         pool.step(&both(sight(State::Healthy)), HALF, false, None);

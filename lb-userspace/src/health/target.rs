@@ -47,9 +47,10 @@ impl Target {
     /// The address and port that are asked, as the backend sees it.
     pub fn address(&self) -> SocketAddr {
         let (vip, own) = self.id;
+        let port = self.check.port.unwrap_or(own.port());
         match self.check.via {
-            Via::Vip => vip,
-            Via::Backend => SocketAddr::new(own.ip(), self.check.port.unwrap_or(own.port())),
+            Via::Vip => vip.at(port),
+            Via::Backend => SocketAddr::new(own.ip(), port),
         }
     }
 }

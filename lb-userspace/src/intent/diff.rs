@@ -165,7 +165,11 @@ fn of_backend(old: &Backend, new: &Backend) -> Vec<String> {
 
 /// Where a backend is: its port too, if it is not the VIP's.
 fn place((vip, backend): Identity) -> String {
-    if backend.port() == vip.port() { backend.ip().to_string() } else { backend.to_string() }
+    if backend.port() == vip.port().unwrap_or(0) {
+        backend.ip().to_string()
+    } else {
+        backend.to_string()
+    }
 }
 
 /// What becomes of a backend that is not wanted any more.

@@ -267,7 +267,7 @@ fn written(backend: &Backend) -> BackendSpec {
     BackendSpec {
         name: backend.name.clone(),
         address: backend.address.to_string(),
-        port: Some(backend.port.into()),
+        port: (backend.port != 0).then(|| backend.port.into()),
         weight: Some(backend.weight.into()),
         backup: backend.backup.then_some(true),
     }

@@ -5,7 +5,7 @@ use lb_common::forward::Forwarding;
 use super::*;
 use crate::{
     choice::Condition,
-    config::{BackendSpec, ServiceSpec},
+    config::{BackendSpec, HealthSpec, ServiceSpec},
 };
 
 mod nat;
@@ -371,6 +371,28 @@ mod kept_on_disk {
         kept::forget(directory.path()).expect("there is nothing to remove");
         assert_eq!(picture(&restore(directory.path(), FILE).intent), ALL);
         assert!(!directory.path().join("state.json.new").exists());
+    }
+
+    #[test]
+    fn a_vip_of_any_port_survives_with_its_backends() {
+        let directory = tempfile::tempdir().expect("a directory");
+        let kept::Restored { intent, store, .. } = restore(directory.path(), FILE);
+        let service = ServiceSpec {
+            name: "any".into(),
+            vip: "203.0.113.30:*".into(),
+            health: Some(HealthSpec { check: Some("none".into()), ..HealthSpec::default() }),
+            ..ServiceSpec::default()
+        };
+        let changes = [
+            Change::AddService { service: Box::new(service) },
+            add("any", "any-1", "10.0.0.8"),
+            add("any", "any-2", "10.0.0.9"),
+            drain("any", "any-1"),
+        ];
+        let said = done(&done(&intent, &changes), &[remove("any", "any-1")]);
+        store.keep(&said).expect("written");
+        let again = restore(directory.path(), FILE);
+        assert_eq!((again.intent, again.notes), (said, vec![]));
     }
 
     #[test]

@@ -11,7 +11,8 @@ pub struct HealthCheck {
     pub kind: CheckKind,
     /// Which way the probe goes.
     pub via: Via,
-    /// The port that is asked; `None`: the one that traffic goes to. Only with [`Via::Backend`].
+    /// The port that is asked; `None`: the one that traffic goes to. Only with [`Via::Backend`],
+    /// and of a VIP of any port, which has no other.
     pub port: Option<u16>,
     /// Time between two probes of one backend: 100 ms to 1 h.
     pub interval: Duration,

@@ -14,6 +14,7 @@ use super::{State, status::names};
 use crate::{
     control::api::{self, FlowFilter, FlowOrder},
     datapath::{FlowTable, FlowView},
+    model::Vip,
 };
 
 /// A look at the flow table, about to be taken.
@@ -27,7 +28,7 @@ pub(super) struct Look {
 type NatAddresses = BTreeMap<u16, IpAddr>;
 
 /// The names of service and backend, and the VIP, by backend index.
-type Names = HashMap<u16, (String, String, SocketAddr)>;
+type Names = HashMap<u16, (String, String, Vip)>;
 
 impl Look {
     /// What is needed of the state.
@@ -243,7 +244,7 @@ mod tests {
 
     fn names() -> Names {
         let name = |index: u16, service: &str, backend: &str| {
-            let vip = SocketAddr::from(([203, 0, 113, 10], 80));
+            let vip = Vip::from(SocketAddr::from(([203, 0, 113, 10], 80)));
             (index, (service.to_owned(), backend.to_owned(), vip))
         };
         // The order of the names is not that of the indices.

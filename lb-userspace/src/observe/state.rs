@@ -8,7 +8,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::{abi::Settings, address::Address, counters::Event};
+use lb_common::{abi::Settings, counters::Event};
 
 use super::{
     InterfaceCounts, losses::Book, recorder::Recording, retired::Retired, traffic::Pools,
@@ -26,7 +26,7 @@ use crate::{
         kept::{Restored, Store},
     },
     journal::{Entry, Journal},
-    model::{Backend, Desired, Identity, IdleTimeouts, PortRange, Service},
+    model::{Backend, Desired, HostAddresses, Identity, IdleTimeouts, PortRange, Service, Vip},
     network::{Interface, Snapshot, XdpProgram},
     reconcile::{self, Image, InUse, ServiceImage, Write},
 };
@@ -68,6 +68,8 @@ pub struct State {
     pub sweep: Sweep,
     /// The interfaces as last seen.
     pub interfaces: Vec<InterfaceSeen>,
+    /// This host's own addresses, as last seen.
+    pub host_addresses: HostAddresses,
     /// What interfaces count, as last seen.
     pub(super) counts: InterfaceCounts,
     /// Whether that is what our program has decided about, by the interface's name.
@@ -181,6 +183,7 @@ impl State {
             onsets: Onsets::default(),
             sweep: Sweep::default(),
             interfaces: Vec::new(),
+            host_addresses: HostAddresses::new(),
             counts: InterfaceCounts::default(),
             ledgers: BTreeMap::new(),
             frames: BTreeMap::new(),
@@ -410,9 +413,8 @@ impl State {
     pub fn identity(&self, index: u16) -> Option<Identity> {
         let backend = self.image.backends.get(&index)?;
         let key = self.image.services.get(&backend.service)?.service.key;
-        let socket =
-            |address: Address, port| SocketAddr::new(address.into(), u16::from_be_bytes(port));
-        Some((socket(key.address, key.port), socket(backend.address, backend.port)))
+        let port = u16::from_be_bytes(backend.port);
+        Some((Vip::from(&key), SocketAddr::new(backend.address.into(), port)))
     }
 
     /// Makes the sweep keep each service's own time-outs.

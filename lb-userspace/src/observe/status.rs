@@ -15,7 +15,7 @@ use crate::{
     datapath::BackendCounters,
     drain::{Admin, Moment},
     health::{self, Seen},
-    model::{Backend, Identity, Service, XdpMode},
+    model::{Backend, Identity, Service, Vip, XdpMode},
     network::{NextHop, Unresolved},
 };
 
@@ -288,7 +288,7 @@ fn reason_counts(state: &State) -> Vec<u64> {
 }
 
 /// The names of the service and the backend that a backend index stands for.
-pub(super) fn names(state: &State) -> HashMap<u16, (String, String, SocketAddr)> {
+pub(super) fn names(state: &State) -> HashMap<u16, (String, String, Vip)> {
     let mut by_service: HashMap<u16, &Service> = HashMap::new();
     for (index, image) in &state.image.services {
         if let Some(service) =
@@ -305,12 +305,9 @@ pub(super) fn names(state: &State) -> HashMap<u16, (String, String, SocketAddr)>
             let address = IpAddr::from(record.address);
             let port = u16::from_be_bytes(record.port);
             let service = by_service.get(&record.service);
-            let vip = state.image.services.get(&record.service).map_or(
-                SocketAddr::new(address, port),
-                |image| {
-                    let key = image.service.key;
-                    SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port))
-                },
+            let vip = state.image.services.get(&record.service).map_or_else(
+                || Vip::from(SocketAddr::new(address, port)),
+                |image| Vip::from(&image.service.key),
             );
             let name = service
                 .and_then(|s| s.backends.iter().find(|b| b.address == address && b.port == port))

@@ -3,7 +3,6 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    net::SocketAddr,
     time::Instant,
 };
 
@@ -19,11 +18,11 @@ use crate::{
         passive::{Change, Counts, Pool, Reading, Settings},
     },
     journal::Entry,
-    model::{Identity, Service},
+    model::{Identity, Service, Vip},
 };
 
 /// The pools of all services.
-pub(super) type Pools = BTreeMap<SocketAddr, Pool<Identity>>;
+pub(super) type Pools = BTreeMap<Vip, Pool<Identity>>;
 
 impl State {
     /// Reads the backends' counters, and takes in what they say.

@@ -378,7 +378,7 @@ fn mend_of_backend(
     if let Some(cause) = &standing.cause {
         return cause.clone();
     }
-    let (vip, own) = service.identity(backend);
+    let (vip, own) = service.asked(backend);
     let met = seen.and_then(|seen| seen.last.as_ref()).map(|probe| Met::by(&probe.outcome));
     // Asked by way of the VIP, silence and refusal have causes that only a look elsewhere tells.
     let found = met.filter(|met| matches!(met, Met::Ill | Met::Narrow | Met::NoWay));

@@ -1,6 +1,6 @@
 //! What a file would do to slots: made without the daemon's state, for it takes its time.
 
-use std::{collections::HashMap, net::SocketAddr, num::NonZero, thread};
+use std::{collections::HashMap, num::NonZero, thread};
 
 use lb_common::{
     hash,
@@ -13,7 +13,7 @@ use crate::{
     control::api,
     datapath::FlowView,
     health::Standings,
-    model::{Desired, Identity, Service},
+    model::{Desired, Identity, Service, Vip},
     seed::Seed,
 };
 
@@ -29,7 +29,7 @@ pub struct Planning {
 
 /// Maglev tables as they would be, by owner, of the services that would change.
 pub struct Tables {
-    by_vip: HashMap<SocketAddr, Table>,
+    by_vip: HashMap<Vip, Table>,
 }
 
 struct Table {
@@ -145,6 +145,8 @@ impl Tables {
 
 #[cfg(test)]
 mod tests {
+    use std::net::SocketAddr;
+
     use super::*;
     use crate::{config, drain::Admin, model::sample};
 
@@ -185,7 +187,7 @@ mod tests {
             let client = SocketAddr::new([198, 51, 100, 7].into(), port);
             let flow = FlowView {
                 client,
-                vip_port: vip.port(),
+                vip_port: 80,
                 nat: None,
                 backend: 1,
                 state: lb_common::flow::State::Old,

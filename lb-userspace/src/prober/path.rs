@@ -23,7 +23,7 @@ impl VipPath {
     }
 
     async fn connect(&self, target: &Target) -> Result<Connection, Failure> {
-        let (vip, _) = target.id;
+        let vip = target.address();
         let way = self.0.way(&target.id)?;
         let not_made =
             |error| Failure::NotMade(format!("open a socket from {}: {error}", way.source));

@@ -3,6 +3,7 @@
 use lb_common::abi::{Backend, Service};
 
 use super::{Image, Write};
+use crate::model::Vip;
 
 /// What must be written so that maps that hold `seen` hold what `image` says again, in an order
 /// that is safe: parts before what leads to them.
@@ -64,10 +65,10 @@ pub fn describe(write: &Write) -> String {
             format!("BACKENDS {index} ({})", std::net::IpAddr::from(*address))
         }
         Write::Service(index, Service { key, .. }) => {
-            format!("SERVICES {index} ({})", vip(key))
+            format!("SERVICES {index} ({})", Vip::from(key))
         }
         Write::Slots { service, .. } => format!("SLOTS {service}"),
-        Write::List(key, _) | Write::Unlist(key, _) => format!("SERVICE_INDEX {}", vip(key)),
+        Write::List(key, _) | Write::Unlist(key, _) => format!("SERVICE_INDEX {}", Vip::from(key)),
         Write::AddVip(vip) | Write::RemoveVip(vip) => format!("VIPS {vip}"),
         Write::AddProbeSource(source) | Write::RemoveProbeSource(source) => {
             format!("PROBE_SOURCES {source}")
@@ -80,10 +81,6 @@ pub fn describe(write: &Write) -> String {
         | Write::RemoveService(index)
         | Write::RemoveBackend(index) => format!("index {index}"),
     }
-}
-
-fn vip(key: &lb_common::abi::ServiceKey) -> std::net::SocketAddr {
-    std::net::SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port))
 }
 
 #[cfg(test)]

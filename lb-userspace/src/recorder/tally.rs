@@ -120,7 +120,7 @@ mod tests {
     fn reading(last: u8, packets: u64, active: u64, condition: Condition) -> Reading<'static> {
         let socket = |last| std::net::SocketAddr::from(([10, 0, 0, last], 80));
         Reading {
-            identity: (socket(100), socket(last)),
+            identity: (socket(100).into(), socket(last)),
             service: "web".into(),
             backend: if last == 1 { "web-1" } else { "web-2" }.into(),
             totals: Figures { packets, bytes: 60 * packets, active, ..Figures::default() },

@@ -15,7 +15,6 @@ use std::{io::Write, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use ipnet::IpNet;
 use lb_common::{
-    abi::ServiceKey,
     address::Address,
     reason::Reason,
     trace::{Filter, MAX_SNAP, Tally, verdict},
@@ -144,12 +143,7 @@ fn filter(question: &Question, names: &Names) -> Result<Filter> {
     let service = question.service.as_deref().map(|name| names.find_service(name)).transpose()?;
     if let Some((index, vip)) = service {
         filter.service_index = index.into();
-        filter.service = ServiceKey {
-            address: vip.ip().into(),
-            port: vip.port().to_be_bytes(),
-            protocol: lb_common::wire::TCP,
-            reserved: [0; 5],
-        };
+        filter.service = vip.key();
     }
     if let Some(name) = &question.backend {
         let service = service.map(|(index, _)| index);

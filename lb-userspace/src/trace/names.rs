@@ -9,7 +9,12 @@ use anyhow::{Result, anyhow, bail};
 use nix::net::if_::if_indextoname;
 
 use super::line::Told;
-use crate::{control::api, datapath::Maps, reconcile};
+use crate::{
+    control::api,
+    datapath::Maps,
+    model::{self, Vip},
+    reconcile,
+};
 
 /// A backend of a service.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,7 +31,7 @@ pub struct Member {
 #[derive(Clone, Debug, Default)]
 pub struct Names {
     /// By index: VIP and name.
-    pub(super) services: BTreeMap<u16, (SocketAddr, String)>,
+    pub(super) services: BTreeMap<u16, (Vip, String)>,
     /// By index.
     pub(super) backends: BTreeMap<u16, Member>,
     status: Option<api::Status>,
@@ -49,28 +54,26 @@ impl Names {
     /// If a map can't be read.
     pub fn read_again(&mut self, maps: &Maps) -> Result<()> {
         let image = reconcile::read(maps)?;
-        let at = |address: lb_common::address::Address, port: [u8; 2]| {
-            SocketAddr::new(address.into(), u16::from_be_bytes(port))
-        };
         for (index, found) in &image.services {
-            let vip = at(found.service.key.address, found.service.key.port);
+            let vip = Vip::from(&found.service.key);
             let name = self.service_at(vip).map_or_else(|| vip.to_string(), |s| s.name.clone());
             self.services.insert(*index, (vip, name));
         }
         for (index, record) in &image.backends {
-            let address = at(record.address, record.port);
+            let port = u16::from_be_bytes(record.port);
+            let address = SocketAddr::new(record.address.into(), port);
             let vip = self.services.get(&record.service).map(|(vip, _)| *vip);
             let service = vip.and_then(|vip| self.service_at(vip));
             let is_it = |b: &&api::Backend| SocketAddr::new(b.address, b.port) == address;
             let found = service.and_then(|service| service.backends.iter().find(is_it));
-            let name = found.map_or_else(|| address.to_string(), |backend| backend.name.clone());
+            let name = found.map_or_else(|| model::place(address), |backend| backend.name.clone());
             let member = Member { service: record.service, address, name };
             self.backends.insert(*index, member);
         }
         Ok(())
     }
 
-    fn service_at(&self, vip: SocketAddr) -> Option<&api::Service> {
+    fn service_at(&self, vip: Vip) -> Option<&api::Service> {
         let vip = vip.to_string();
         // A service that was taken away may still have flows where another has its VIP.
         let mut services = self.status.iter().flat_map(|status| &status.services);
@@ -82,17 +85,21 @@ impl Names {
         told.backend().is_none_or(|backend| self.backends.contains_key(&backend))
     }
 
-    /// The service at an address and port.
-    pub(super) fn service_named(&self, vip: SocketAddr) -> Option<&str> {
-        let mut services = self.services.values();
-        services.find(|(at, _)| *at == vip).map(|(_, name)| name.as_str())
+    /// The service that is asked at an address and port.
+    pub(super) fn service_named(&self, at: SocketAddr) -> Option<&str> {
+        let named = |wanted: Vip| self.services.values().find(|(vip, _)| *vip == wanted);
+        if at.port() == 0 {
+            return None;
+        }
+        let found = named(at.into()).or_else(|| named(Vip::any_port(at.ip())));
+        found.map(|(_, name)| name.as_str())
     }
 
     /// The service of this name, or at this VIP: its index and VIP.
     ///
     /// # Errors
     /// If there is none.
-    pub fn find_service(&self, text: &str) -> Result<(u16, SocketAddr)> {
+    pub fn find_service(&self, text: &str) -> Result<(u16, Vip)> {
         let mut services = self.services.iter();
         let found = services.find(|(_, (vip, name))| name == text || vip.to_string() == text);
         let (index, (vip, _)) = found.ok_or_else(|| self.no_such("service", text))?;
@@ -106,7 +113,7 @@ impl Names {
     pub fn find_backend(&self, text: &str, service: Option<u16>) -> Result<u16> {
         let found = self.backends.iter().filter(|(_, member)| {
             let is_it = member.name == text
-                || member.address.to_string() == text
+                || model::place(member.address) == text
                 || text.parse::<IpAddr>().is_ok_and(|address| address == member.address.ip());
             is_it && service.is_none_or(|service| service == member.service)
         });

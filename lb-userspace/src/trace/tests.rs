@@ -18,8 +18,8 @@ fn at(text: &str) -> SocketAddr {
 
 fn names() -> Names {
     let mut names = Names::default();
-    names.services.insert(0, (at(VIP), "web".to_owned()));
-    names.services.insert(4, (at("[2001:db8::10]:443"), "tls".to_owned()));
+    names.services.insert(0, (at(VIP).into(), "web".to_owned()));
+    names.services.insert(4, (at("[2001:db8::10]:443").into(), "tls".to_owned()));
     for (index, service, name) in [(1, 0, "web-1"), (2, 0, "both"), (3, 4, "both")] {
         let address = at(&format!("10.0.0.{index}:80"));
         names.backends.insert(index, Member { service, address, name: name.to_owned() });

@@ -121,11 +121,8 @@ fn a_port_has_one_service_at_most() {
     let tables = tables();
     for _ in 0..20_000 {
         let family = *random.choose(&FAMILIES);
-        let port = if random.one_in(4) {
-            *random.choose(&[0, 80, 443])
-        } else {
-            random.word() as u16
-        };
+        let port =
+            if random.one_in(4) { *random.choose(&[0, 80, 443]) } else { random.word() as u16 };
         let purpose = *random.choose(&Purpose::ALL);
         let address = Address::from(sample::vip(purpose, family).ip());
         let bytes = port.to_be_bytes();

@@ -99,12 +99,13 @@ fn service_errors_name_the_way_out() {
         (
             vip("203.0.113.10"),
             "lb.toml:5:7: `vip = \"203.0.113.10\"`: write an address and a port, as \
-             \"203.0.113.10:80\" or \"[2001:db8::10]:443\"; names are not looked up",
+             \"203.0.113.10:80\" or \"[2001:db8::10]:443\", or `*` for any port; names are not \
+             looked up",
         ),
         (
             vip("203.0.113.10:0"),
             "lb.toml:5:7: `vip = \"203.0.113.10:0\"`: clients can't connect to port 0; name the \
-             port they use",
+             port they use, or `*` for any",
         ),
         (
             vip("0.0.0.0:80"),

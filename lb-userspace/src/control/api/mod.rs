@@ -78,7 +78,7 @@ pub struct Status {
 pub struct Service {
     /// Its name.
     pub name: String,
-    /// Address and port.
+    /// Address and port, as `203.0.113.10:80`; `203.0.113.10:*`: any port.
     pub vip: String,
     /// `l2`, `ipip` or `nat`.
     pub forwarding: String,
@@ -106,7 +106,7 @@ pub struct Backend {
     pub name: String,
     /// Where it is.
     pub address: IpAddr,
-    /// Where it listens.
+    /// Where it listens; 0: at every port of its service, whose VIP is one of any port.
     pub port: u16,
     /// Share of new flows, relative to the others'.
     pub weight: u16,
@@ -341,6 +341,11 @@ impl From<health::State> for Health {
 }
 
 impl Backend {
+    /// Where it listens, for people.
+    pub fn port_text(&self) -> String {
+        if self.port == 0 { "*".to_owned() } else { self.port.to_string() }
+    }
+
     /// The total of an event.
     pub fn total(&self, event: counters::Event) -> u64 {
         match event {

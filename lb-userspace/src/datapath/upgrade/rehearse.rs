@@ -26,9 +26,12 @@ use super::{
     frames::{self, Case, Expected},
     table::{FlowTable, Sampled},
 };
-use crate::datapath::{
-    Maps, PROGRAM, diagnose, load, maps,
-    run::{Answer, Mac, PASS, REDIRECT, TRANSMIT, run},
+use crate::{
+    datapath::{
+        Maps, PROGRAM, diagnose, load, maps,
+        run::{Answer, Mac, PASS, REDIRECT, TRANSMIT, run},
+    },
+    model::Vip,
 };
 
 /// Flows whose next packet is rehearsed, at most.
@@ -46,6 +49,8 @@ pub struct Scenery {
     vips: Vec<Address>,
     services: BTreeMap<u32, Service>,
     listed: Vec<(ServiceKey, u32)>,
+    /// Of these, where new flows come to each and to no other.
+    served_at: Vec<SocketAddr>,
     slots: Vec<(u32, Vec<u16>)>,
     backends: BTreeMap<u32, Backend>,
     egresses: Vec<(u32, Egress)>,
@@ -88,6 +93,7 @@ impl Scenery {
             vips: maps.vips()?.into_iter().map(Address::from).collect(),
             services: BTreeMap::new(),
             listed: Vec::new(),
+            served_at: Vec::new(),
             slots: Vec::new(),
             backends: BTreeMap::new(),
             egresses: Vec::new(),
@@ -95,8 +101,10 @@ impl Scenery {
             interface,
         };
         let mut needed = BTreeSet::new();
+        let vips: Vec<Vip> = listed.iter().map(|(key, _)| Vip::from(key)).collect();
         for (key, index) in listed.into_iter().step_by(step) {
             let Some(service) = services.get(index as usize) else { continue };
+            scenery.served_at.push(Vip::from(&key).served_at(vips.iter().copied()));
             let slots = maps.slots(index, service.slots)?;
             needed.extend(&slots);
             scenery.services.insert(index, *service);
@@ -120,7 +128,6 @@ impl Scenery {
 
     /// What is to be rehearsed: golden frames, then packets of flows.
     fn cases(&self) -> (Vec<Case>, Vec<Case>) {
-        let vips: Vec<SocketAddr> = self.listed.iter().map(|(key, _)| vip(key)).collect();
         let flows = self.flows.iter().filter_map(|flow| {
             let backend = self.backends.get(&u32::from(flow.entry.backend()))?;
             let service = self.services.get(&u32::from(backend.service))?;
@@ -128,16 +135,12 @@ impl Scenery {
             let port = u16::from_be_bytes(flow.record.client_port);
             Some(frames::of_flow(
                 SocketAddr::new(client, port),
-                vip(&service.key),
+                Vip::from(&service.key).at(u16::from_be_bytes(flow.record.vip_port)),
                 expected(backend),
             ))
         });
-        (frames::golden(&vips), flows.collect())
+        (frames::golden(&self.served_at), flows.collect())
     }
-}
-
-fn vip(key: &ServiceKey) -> SocketAddr {
-    SocketAddr::new(key.address.into(), u16::from_be_bytes(key.port))
 }
 
 fn expected(backend: &Backend) -> Expected {

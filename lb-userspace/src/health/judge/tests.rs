@@ -227,7 +227,7 @@ fn everything_failing_at_once_is_our_fault_even_for_a_pool_of_one() {
     let mut scene = Scene::well();
     let mut other = sample::service("api", 1);
     other.backends[0].address = scene.service().backends[1].address;
-    other.vip.set_port(443);
+    other.vip = "203.0.113.10:443".parse().expect("a VIP");
     other.health = Some(HealthCheck::default());
     scene.desired.services[0].backends.truncate(1);
     scene.desired.services.push(other.clone());

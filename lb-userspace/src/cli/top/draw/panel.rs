@@ -152,7 +152,7 @@ fn chosen(top: &Top, reading: &Reading) -> Vec<Line<'static>> {
             service.name,
             backend.name,
             backend.address,
-            backend.port,
+            backend.port_text(),
             backend.weight,
             backend.admin.name(),
             backend.health.name(),
