@@ -126,6 +126,7 @@ async fn start(
     interfaces: &[Interface],
     snapshots: &watch::Receiver<Snapshot>,
 ) -> Result<Observed> {
+    let host_addresses = network::host_addresses().await?;
     let (datapath, image) = match block_in_place(|| Datapath::adopt(instance))? {
         Some(datapath) => {
             tracing::info!("adopting the running instance");
@@ -134,6 +135,9 @@ async fn start(
         }
         None => {
             let desired = restored.intent.desired();
+            if let Some(clash) = desired.host_clash(&host_addresses) {
+                return Err(clash.into());
+            }
             if desired.replaces_clients()
                 && let Ok(Some(clash)) = network::port_clash(desired.dataplane.nat_ports)
             {
@@ -150,6 +154,7 @@ async fn start(
     let is_new = image.is_none();
     let mut state =
         State::new(instance.clone(), restored, datapath, image.unwrap_or_else(Image::default))?;
+    state.host_addresses = host_addresses;
     state.next_hops = snapshots.borrow().clone();
     state.notes.extend(ignored_settings(&state));
     state.notes.extend(doubtful_ports(&state));

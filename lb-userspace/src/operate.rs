@@ -36,7 +36,9 @@ impl State {
     ) -> Result<api::Changed, Refusal> {
         let condition = |service: &Service, backend: &Backend| self.condition(service, backend);
         let next = self.intent.change(transaction, condition, Moment::now())?;
-        let warnings = self.guard_ports(&next.desired())?;
+        let after = next.desired();
+        self.guard_host(&after)?;
+        let warnings = self.guard_ports(&after)?;
         Ok(self.take(next, peer, warnings))
     }
 
@@ -50,6 +52,7 @@ impl State {
         if !file.force {
             self.guard(&next, &after)?;
         }
+        self.guard_host(&after)?;
         warnings.extend(self.guard_ports(&after)?);
         warnings.extend(self.only_at_a_start(&after));
         Ok(self.take(next, peer, warnings))
@@ -63,7 +66,10 @@ impl State {
     pub fn begin_plan(&self, file: &api::ConfigFile) -> Result<Planning, Refusal> {
         let (next, mut warnings) = self.declared(file)?;
         let after = next.desired();
-        let guarded = self.guard(&next, &after).and_then(|()| self.guard_ports(&after));
+        let guarded = self
+            .guard(&next, &after)
+            .and_then(|()| self.guard_host(&after))
+            .and_then(|()| self.guard_ports(&after));
         let refused = match guarded {
             Ok(more) => {
                 warnings.extend(more);
@@ -128,6 +134,16 @@ impl State {
             Ok(None) => Ok(Vec::new()),
             Ok(Some(clash)) => Err(Refusal::Ports(clash)),
             Err(error) => Ok(vec![format!("{error}; so nat_ports may not be NAT's alone")]),
+        }
+    }
+
+    /// Refuses that a service begins to take every port of an address of this host's own. Where one
+    /// does already nothing is refused: it is a trouble, and any change may be the one that ends it.
+    fn guard_host(&self, after: &Desired) -> Result<(), Refusal> {
+        let clash = after.host_clash(&self.host_addresses);
+        match clash.filter(|_| self.desired.host_clash(&self.host_addresses).is_none()) {
+            None => Ok(()),
+            Some(clash) => Err(Refusal::Host(clash)),
         }
     }
 

@@ -403,9 +403,10 @@ impl From<Refusal> for Failure {
     /// What can't be understood is the client's mistake; what can, but must not be, a conflict.
     fn from(refusal: Refusal) -> Self {
         let status = match refusal {
-            Refusal::TooFew { .. } | Refusal::Translation { .. } | Refusal::Ports(_) => {
-                StatusCode::CONFLICT
-            }
+            Refusal::TooFew { .. }
+            | Refusal::Translation { .. }
+            | Refusal::Ports(_)
+            | Refusal::Host(_) => StatusCode::CONFLICT,
             Refusal::NoService { .. }
             | Refusal::NoBackend { .. }
             | Refusal::NoBackendAnywhere { .. } => StatusCode::NOT_FOUND,

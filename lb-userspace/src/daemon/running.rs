@@ -156,6 +156,10 @@ async fn look_around(observed: &Observed, owned: &mut BTreeSet<IpAddr>) {
         let interfaces = see_interfaces(names).await;
         observed.lock().interfaces = interfaces;
     }
+    match network::host_addresses().await {
+        Ok(addresses) => observed.lock().host_addresses = addresses,
+        Err(error) => tracing::warn!("{error}"),
+    }
     match own_addresses(&desired).await {
         Ok(wanted) => match disown(owned, wanted, &needed).await {
             Ok(ours) => *owned = ours,

@@ -9,7 +9,7 @@ use super::Target;
 use crate::{
     choice::{Condition, available},
     config::{MAX_FILE_BYTES, Problem},
-    model::{Backend, Desired, PortClash, Service},
+    model::{Backend, Desired, HostClash, PortClash, Service},
 };
 
 /// Why nothing was changed.
@@ -91,6 +91,9 @@ pub enum Refusal {
     /// NAT would begin, with ports that are not its own.
     #[error("refused: {0}")]
     Ports(PortClash),
+    /// A service would take this host's own address.
+    #[error("refused: {0}")]
+    Host(HostClash),
     /// A file that can't be what is wanted.
     #[error("{0}")]
     File(String),

@@ -31,6 +31,7 @@ use super::{
     links::{self, Interface, Links},
     netlink::{CREATE_NEW, Netlink},
 };
+use crate::model::HostAddresses;
 
 /// `IFA_PROTO` of the addresses that Sluice added: 'S'.
 const MARK: AddressProtocol = AddressProtocol::Other(0x53);
@@ -152,6 +153,29 @@ pub async fn own_addresses() -> Result<OwnAddresses, Error> {
         }
     }
     Ok(own)
+}
+
+/// Addresses that interfaces of this host have otherwise than by Sluice, but for loopback, with the
+/// interface's name: what is sent to them is the host's.
+///
+/// # Errors
+/// If the kernel does not list them.
+pub async fn host_addresses() -> Result<HostAddresses, Error> {
+    let netlink = Netlink::open()?;
+    let links = links(&netlink).await?;
+    let loopback = links.named(LOOPBACK).map(|interface| interface.index).ok();
+    let mut found = HostAddresses::new();
+    for message in list(&netlink).await? {
+        let index = message.header.index;
+        if let Some(address) = address(&message)
+            && Some(index) != loopback
+            && !marked(&message)
+        {
+            let name = links.find(index).map_or_else(String::new, |link| link.name.to_string());
+            found.insert(address, name);
+        }
+    }
+    Ok(found)
 }
 
 pub(super) async fn list(netlink: &Netlink) -> Result<Vec<AddressMessage>, Error> {

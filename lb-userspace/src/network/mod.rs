@@ -24,7 +24,8 @@ use std::{io, path::PathBuf};
 
 pub use self::{
     addresses::{
-        OwnAddresses, add_vip, own_addresses, own_vips, remove_vip, remove_vips, vips_added,
+        OwnAddresses, add_vip, host_addresses, own_addresses, own_vips, remove_vip, remove_vips,
+        vips_added,
     },
     links::{Interface, XdpProgram, interface},
     netlink::Failure,

@@ -73,6 +73,8 @@ pub enum TroubleKind {
     Disk,
     /// The config file could not be taken up.
     Config,
+    /// A service has every port of an address of this host's own.
+    HostAddress,
     /// Something else that stays so until the daemon starts again.
     Note,
 }

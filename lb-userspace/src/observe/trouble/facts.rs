@@ -129,6 +129,7 @@ impl State {
         let disk = Some("make room on the disk, or mount it writable; it is tried again by itself");
         let reload = Some("mend the file, see `sluice check`, and send SIGHUP again");
         let log = Some("see the daemon's log");
+        let host = self.desired.host_clash(&self.host_addresses);
         let maps =
             self.reconcile_error.as_ref().map(|e| format!("the maps are not as wanted: {e}"));
         let found = [
@@ -138,6 +139,7 @@ impl State {
             (Fault, TroubleKind::Disk, self.journal.error(), disk),
             (Fault, TroubleKind::Disk, self.recording.error(), disk),
             (Fault, TroubleKind::Config, self.reload_error.clone(), reload),
+            (Fault, TroubleKind::HostAddress, host.map(|clash| clash.to_string()), None),
             (Fault, TroubleKind::Note, unread.map(str::to_owned), log),
         ];
         let found = found.into_iter().filter_map(|(severity, kind, says, mend)| {
