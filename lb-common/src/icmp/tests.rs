@@ -117,7 +117,9 @@ fn process(tables: &HostTables, frame: &HostFrame) -> (Action, HostFrame) {
 #[test]
 fn an_error_from_the_clients_side_goes_to_the_backend_in_every_mode() {
     for family in FAMILIES {
-        for purpose in [Purpose::L2, Purpose::InIpv4, Purpose::InIpv6, Purpose::Nat] {
+        for purpose in
+            [Purpose::L2, Purpose::AnyPort, Purpose::InIpv4, Purpose::InIpv6, Purpose::Nat]
+        {
             for quoted in [8, 20] {
                 let tables = sample::tables(1024);
                 let (client, index, _) = open(&tables, purpose, family);
@@ -129,7 +131,7 @@ fn an_error_from_the_clients_side_goes_to_the_backend_in_every_mode() {
                 assert_eq!(counted.traffic[&index].packets, 1);
                 assert_eq!(counted.reasons.len(), 0);
                 match purpose {
-                    Purpose::L2 => assert_eq!(got.bytes[12..], sent.bytes[12..]),
+                    Purpose::L2 | Purpose::AnyPort => assert_eq!(got.bytes[12..], sent.bytes[12..]),
                     Purpose::InIpv4 => assert_eq!(got.bytes[34..], sent.bytes[14..]),
                     Purpose::InIpv6 => assert_eq!(got.bytes[54..], sent.bytes[14..]),
                     _ => {}

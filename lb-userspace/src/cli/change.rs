@@ -47,7 +47,8 @@ impl Which {
 pub struct NewService {
     /// Its name
     name: String,
-    /// Address and port, as 203.0.113.10:80 or [2001:db8::10]:443
+    /// Address and port, as 203.0.113.10:80 or [2001:db8::10]:443; '203.0.113.10:*': every port that
+    /// no other service of the address has
     vip: String,
     /// l2, ipip or nat
     #[arg(long, value_name = "MODE")]
@@ -85,6 +86,9 @@ pub struct NewCheck {
     /// Which way they are checked: vip or backend
     #[arg(long, value_name = "WAY")]
     via: Option<String>,
+    /// Port that is checked, by default the backend's; a VIP of any port needs one
+    #[arg(long, value_name = "N")]
+    check_port: Option<u16>,
     /// What an http or https check asks for
     #[arg(long, value_name = "PATH", requires = "check")]
     path: Option<String>,
@@ -108,6 +112,7 @@ impl NewCheck {
         let spec = HealthSpec {
             check: self.check,
             via: self.via,
+            port: self.check_port,
             path: self.path,
             host: self.host,
             server_name: self.server_name,

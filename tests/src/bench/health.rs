@@ -142,7 +142,7 @@ fn target(number: usize, network: u8, check: &HealthCheck) -> Target {
     let [_, _, high, low] = (number as u32 + 1).to_be_bytes();
     let address = IpAddr::V4(Ipv4Addr::new(network, 1, high, low));
     Target {
-        id: (SocketAddr::new(Ipv4Addr::new(203, 0, 113, 10).into(), PORT), (address, PORT).into()),
+        id: (SocketAddr::from(([203, 0, 113, 10], PORT)).into(), (address, PORT).into()),
         service: "bench".to_owned(),
         backend: format!("backend-{number}"),
         check: Arc::new(check.clone()),

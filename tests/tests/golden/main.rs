@@ -4,6 +4,7 @@
 //! They need root for the kernel's half and say so when they are skipped.
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
+mod any_port;
 mod corpus;
 mod interfaces;
 mod ipip;

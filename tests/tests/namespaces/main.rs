@@ -3,6 +3,7 @@
 #![expect(clippy::unwrap_used, reason = "a test that can't go on has failed")]
 
 mod agent;
+mod any_port;
 mod broken_labs;
 mod churn;
 mod conservation;

@@ -133,8 +133,7 @@ async fn start(instance: &Instance, desired: &Desired) -> (Prober, Datapath) {
 
 fn index(image: &Image, (vip, own): &Identity) -> Option<u16> {
     let backends = image.backends.iter().find(|(_, backend)| {
-        let service = &image.services[&backend.service].service.key;
-        (IpAddr::from(service.address), service.port) == (vip.ip(), vip.port().to_be_bytes())
+        image.services[&backend.service].service.key == vip.key()
             && IpAddr::from(backend.address) == own.ip()
     });
     backends.map(|(index, _)| *index)
