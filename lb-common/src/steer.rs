@@ -20,6 +20,7 @@ use crate::{
     tables::Tables,
 };
 
+mod admission;
 mod turn;
 
 use turn::OnTables;

@@ -112,7 +112,7 @@ fn agree(
     let seed = number("SLUICE_SEED").unwrap_or(1);
     let mut random = Random(seed);
     let source = FrameSource {
-        corpus: corpus::cases(),
+        corpus: corpus::cases().into_iter().chain(corpus::openings()).collect(),
         little: kernel.takes_little_headroom().unwrap(),
         stranger: sample::behind_the_filter(Purpose::L2),
     };

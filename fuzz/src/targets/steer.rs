@@ -78,7 +78,7 @@ fn written(before: u8, frame: &HostFrame) -> Vec<u8> {
 
 /// The wild, frame by frame; the first segments of a flow to each service; probes and their answers.
 pub fn seeds() -> Vec<Seed> {
-    let wild = corpus::cases().into_iter().map(|case| {
+    let wild = corpus::cases().into_iter().chain(corpus::openings()).map(|case| {
         let name = case.name.to_owned();
         // A jumbo frame teaches nothing that a long one does not.
         Seed { name, bytes: written(0, &case.frame) }

@@ -8,8 +8,8 @@ use core::{
 };
 use std::{vec, vec::Vec};
 
-use super::sample::{self, ClientFrame, Purpose};
-use crate::{frame::HostFrame, parse::Family, reason::Reason};
+use super::sample::{self, ClientFrame, FAMILIES, INTERFACE, Purpose};
+use crate::{frame::HostFrame, parse::Family, reason::Reason, wire::Tcp};
 
 /// One frame and what becomes of it.
 pub struct Case {
@@ -113,6 +113,82 @@ pub fn readdressed(destination: Ipv4Addr) -> Vec<Case> {
         .collect();
     for case in &mut cases {
         case.frame.bytes[L3 + 16..L3 + 20].copy_from_slice(&destination.octets());
+    }
+    cases
+}
+
+/// Whole segments for a service, each of a flow that is not known, with what steering makes of
+/// them: such as begin a flow, and such as nobody could have sent for that.
+pub fn openings() -> Vec<Case> {
+    let flags = [
+        ("SYN", Tcp::SYN, true),
+        ("SYN with ECN's flags", Tcp::SYN | 0xc0, true),
+        ("SYN, urgent", Tcp::SYN | 0x20, true),
+        ("SYN and ACK", Tcp::SYN | Tcp::ACK, true),
+        ("ACK", Tcp::ACK, true),
+        ("ACK, PSH and URG", Tcp::ACK | 0x28, true),
+        ("FIN and ACK", Tcp::FIN | Tcp::ACK, true),
+        ("RST", Tcp::RST, true),
+        ("RST and ACK", Tcp::RST | Tcp::ACK, true),
+        ("no flags", 0, false),
+        ("PSH alone", 0x08, false),
+        ("FIN alone", Tcp::FIN, false),
+        ("FIN, PSH and URG: a Christmas tree", Tcp::FIN | 0x28, false),
+        ("all flags", 0xff, false),
+        ("SYN and FIN", Tcp::SYN | Tcp::FIN, false),
+        ("SYN, FIN and ACK", Tcp::SYN | Tcp::FIN | Tcp::ACK, false),
+        ("SYN and RST", Tcp::SYN | Tcp::RST, false),
+        ("FIN and RST", Tcp::FIN | Tcp::RST, false),
+    ];
+    let sources = [
+        ("192.0.2.1", true),
+        ("169.254.0.1", true),
+        ("0.0.0.0", false),
+        ("0.1.2.3", false),
+        ("127.0.0.1", false),
+        ("224.0.0.1", false),
+        ("240.0.0.1", false),
+        ("255.255.255.255", false),
+        ("203.0.113.10", false),
+        ("fe80::1", true),
+        ("64:ff9b::192.0.2.1", true),
+        ("::", false),
+        ("::1", false),
+        ("ff02::1", false),
+        ("::ffff:192.0.2.7", false),
+        ("2001:db8:f00d::10", false),
+    ];
+    let mut cases = Vec::new();
+    let mut add = |name: &'static str, sent: ClientFrame, outcome: Result<(), Reason>| {
+        let whole = if sent.vip.is_ipv4() { whole(14, 34, 40, 0) } else { whole(14, 54, 60, 0) };
+        // From port 0 of the first interface come the daemon's self-tests.
+        let interface = if sent.client.port() == 0 { sample::OTHER_INTERFACE } else { INTERFACE };
+        let frame = HostFrame { interface, ..sent.frame() };
+        cases.push(Case { name, frame, outcome: outcome.and(whole) });
+    };
+    for family in FAMILIES {
+        for (number, (name, flags, is_good)) in (100..).zip(flags) {
+            let sent = ClientFrame::new(Purpose::L2, family, number).with_flags(flags);
+            add(name, sent, if is_good { Ok(()) } else { Err(Reason::BadFlags) });
+        }
+        for (name, from, to) in
+            [("from port 0", 0, 80), ("to port 0", 40_000, 0), ("from port 0 to port 0", 0, 0)]
+        {
+            let mut sent = ClientFrame::new(Purpose::L2, family, 1).with_flags(Tcp::SYN);
+            sent.client.set_port(from);
+            sent.vip.set_port(to);
+            // Of port 0 there is no service.
+            let reason = if to == 0 { Reason::NotService } else { Reason::BadPorts };
+            add(name, sent, Err(reason));
+        }
+        for (source, is_good) in sources {
+            let mut sent = ClientFrame::new(Purpose::L2, family, 1).with_flags(Tcp::SYN);
+            let address: IpAddr = source.parse().expect("a literal address");
+            if address.is_ipv4() == sent.vip.is_ipv4() {
+                sent.client.set_ip(address);
+                add(source, sent, if is_good { Ok(()) } else { Err(Reason::BadSource) });
+            }
+        }
     }
     cases
 }
@@ -310,7 +386,6 @@ fn ipv6() -> Vec<Row> {
         ("IPv6 for another host", with(plain(), L3 + 24, &other), Err(Reason::NotVip)),
         // It would have passed for the IPv4 VIP.
         ("the IPv4 VIP as a mapped address", mapped(L3 + 24, vip4), Err(Reason::NotVip)),
-        ("from a mapped address", mapped(L3 + 8, [192, 0, 2, 7]), whole(14, 54, 60, 0)),
     ]
 }
 

@@ -432,6 +432,47 @@ fn a_stranger_behind_the_filter_is_never_dropped() {
     }
 }
 
+/// Nobody could have sent them; but to an address that is none of ours they are the kernel's.
+#[test]
+fn an_opening_that_nobody_could_send_is_dropped_and_forgotten() {
+    for case in corpus::openings() {
+        let tables = tables();
+        let action = process(&mut case.frame.clone(), &tables, 0);
+        let counted = tables.take_counted();
+        match case.outcome {
+            Ok(_) => assert_eq!((action, counted.packets()), (Action::Transmit, 1), "{case:?}"),
+            Err(reason) => {
+                let left = if reason.class() == Class::Pass { Action::Pass } else { Action::Drop };
+                assert_eq!((action, counted.reason(reason)), (left, 1), "{case:?}");
+                assert_eq!(counted.events, [].into(), "{case:?}");
+                let words = tables.flow_words().iter();
+                assert!(words.map(|w| w.load(Ordering::Relaxed)).all(|word| word == 0), "{case:?}");
+            }
+        }
+        let mut stranger = case.frame.clone();
+        if stranger.bytes[12..14] == [0x08, 0x00] {
+            stranger.bytes[30..34].copy_from_slice(&sample::behind_the_filter(L2).octets());
+            assert_eq!(process(&mut stranger, &tables, 0), Action::Pass, "{case:?}");
+        }
+    }
+}
+
+/// What a known flow carries is its backend's to judge.
+#[test]
+fn odd_flags_of_a_known_flow_go_to_its_backend() {
+    for family in FAMILIES {
+        for flags in 0..=u8::MAX {
+            let tables = tables();
+            let sent = ClientFrame::new(L2, family, 1);
+            for flags in [SYN, ACK, flags] {
+                let mut frame = sent.clone().with_flags(flags).frame();
+                assert_eq!(process(&mut frame, &tables, 0), Action::Transmit, "{flags:#04x}");
+            }
+            assert_eq!(tables.take_counted().packets(), 3, "{flags:#04x}");
+        }
+    }
+}
+
 /// Sends frames of all kinds and checks what holds for every one of them.
 fn run(tables: &HostTables, frame: &mut HostFrame, now: u64) -> Action {
     let before = frame.clone();

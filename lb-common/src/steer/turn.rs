@@ -4,7 +4,7 @@
 
 use zerocopy::{Immutable, IntoBytes};
 
-use super::{Owner, owner};
+use super::{Owner, admission, owner};
 use crate::{
     abi::{Backend, FlowRecord, NatHop, SELF_TEST_INTERFACE, SELF_TEST_PORT, Service, Settings},
     counters::Event,
@@ -291,6 +291,7 @@ impl Turn {
         let Some(service_index) = served else {
             return Err(self.unserved(tables, settings));
         };
+        admission::check(&self.segment, self.is_self_test())?;
         let service = tables.service(service_index).ok_or(Reason::NotService)?;
         let backend = tables.slot(service_index, self.slot(service, settings));
         let chosen = tables.backend(backend).ok_or(Reason::NoBackend)?;

@@ -16,7 +16,7 @@ use crate::sides::{Sides, tables};
 #[test]
 fn every_frame_of_the_corpus_ends_as_it_should() {
     let Some(mut sides) = Sides::start(tables()) else { return };
-    for case in corpus::cases() {
+    for case in corpus::cases().into_iter().chain(corpus::openings()) {
         let (answer, output) = match case.outcome {
             Ok(_) => {
                 let is_v6 =

@@ -39,7 +39,8 @@ fn by(reason: Reason, frame: HostFrame) -> Provocation {
 /// The first frame of the corpus that has this outcome.
 fn wild(reason: Reason) -> Provocation {
     let fits = |case: &corpus::Case| case.outcome == Err(reason) && case.frame.bytes.len() >= 14;
-    by(reason, corpus::cases().into_iter().find(fits).expect("the corpus has one").frame)
+    let mut cases = corpus::cases().into_iter().chain(corpus::openings());
+    by(reason, cases.find(fits).expect("the corpus has one").frame)
 }
 
 /// One for each reason: without `_ =>`, so that a new one does not go without.
@@ -55,7 +56,10 @@ fn provocation(reason: Reason) -> Provocation {
         | Reason::BadLength
         | Reason::BadTcpHeader
         | Reason::Fragment
-        | Reason::ExtensionHeaders => wild(reason),
+        | Reason::ExtensionHeaders
+        | Reason::BadSource
+        | Reason::BadPorts
+        | Reason::BadFlags => wild(reason),
         Reason::NotService => {
             let mut sent = client(Purpose::L2);
             sent.vip.set_port(81);

@@ -133,7 +133,8 @@ impl Soup {
         let mut soup = Self { sent: noise, expected: BTreeMap::new() };
         // Shorter and longer ones no interface sends.
         let is_sent = |frame: &[u8]| (15..=14 + INNER_MTU as usize).contains(&frame.len());
-        for case in corpus::cases().iter().filter(|case| is_sent(&case.frame.bytes)) {
+        let cases = corpus::cases().into_iter().chain(corpus::openings());
+        for case in cases.filter(|case| is_sent(&case.frame.bytes)) {
             socket.send(&[macs, &case.frame.bytes[macs.len()..]].concat()).unwrap();
             soup.sent += 1;
             if let Err(reason) = case.outcome {
