@@ -69,19 +69,32 @@ fn encapsulate<F: Frame, const WORDS: usize>(
         return Err(Reason::TooBig);
     }
     let l3 = usize::from(segment.l3);
+    let end = l3 + more + usize::from(segment.ip_length);
     if l3 == ethernet::LEN {
         frame.grow_front(more).ok_or(Reason::NoHeadroom)?;
+        cut_padding(frame, end)?;
         let front = Front { macs: macs.into(), kind, header };
         return frame.write(0, front).ok_or(Reason::Truncated);
     }
     // Two tags at most. What they overwrite if there are fewer is written after them.
     let tags: u64 = frame.read(ethernet::TYPE).ok_or(Reason::Truncated)?;
     frame.grow_front(more).ok_or(Reason::NoHeadroom)?;
+    cut_padding(frame, end)?;
     l2::rewrite(frame, macs)
         .and_then(|()| frame.write(ethernet::TYPE, tags))
         .and_then(|()| frame.write(l3 - 2, kind))
         .and_then(|()| frame.write(l3, header))
         .ok_or(Reason::Truncated)
+}
+
+/// Cuts off what an Ethernet card has put behind a short packet (IEEE 802.3 §3.2.8): in the longer
+/// frame it is only in the way, and some cards add it to the checksum they report.
+#[inline(always)]
+fn cut_padding<F: Frame>(frame: &mut F, end: usize) -> Result<(), Reason> {
+    if frame.len() > end {
+        return frame.truncate(end).ok_or(Reason::Truncated);
+    }
+    Ok(())
 }
 
 /// The protocol number of the inner packet.

@@ -76,7 +76,7 @@ fn each_mix_has_the_outer_header_written_here() {
     }
 }
 
-/// Tags stay in front of the outer header, DSCP and ECN are copied, padding stays behind.
+/// Tags stay in front of the outer header, DSCP and ECN are copied, padding does not enter.
 #[test]
 fn tags_and_classes_are_carried_outwards() {
     let Some(mut sides) = Sides::start(tables()) else { return };
@@ -100,11 +100,35 @@ fn tags_and_classes_are_carried_outwards() {
                     let overhead = if outer_v4 { 20 } else { 40 };
                     let found = &output.bytes;
                     assert_eq!(found[12..l3 - 2], input.bytes[12..l3 - 2], "{name}\n{output:?}");
-                    assert_eq!(found[l3 + overhead..], input.bytes[l3..], "{name}\n{output:?}");
+                    let packet = &input.bytes[l3..input.bytes.len() - sent.padding];
+                    assert_eq!(found[l3 + overhead..], *packet, "{name}\n{output:?}");
                     let copied =
                         if outer_v4 { found[l3 + 1] } else { found[l3] << 4 | found[l3 + 1] >> 4 };
                     assert_eq!(copied, class, "{name}\n{output:?}");
                 }
+            }
+        }
+    }
+}
+
+/// To the packet the tunnel is a wire: its hops, its checksum and its options are its backend's matter.
+#[test]
+fn the_packet_travels_as_it_came() {
+    let Some(mut sides) = Sides::start(tables()) else { return };
+    for (purpose, overhead) in [(InIpv4, 20), (InIpv6, 40)] {
+        for (family, hops_at) in [(Ipv4, 14 + 8), (Ipv6, 14 + 7)] {
+            for hops in [0, 1, 2, 255] {
+                let sent =
+                    ClientFrame { ip_options: vec![1; 8], ..ClientFrame::new(purpose, family, 1) };
+                let mut input = sent.frame();
+                // With it IPv4's checksum is wrong.
+                input.bytes[hops_at] = hops;
+                let name = format!("{family:?} {purpose:?}, {hops} hops");
+                let (answer, output, _) = sides.run(&name, &input);
+                assert_eq!(answer, Answer::Transmit, "{name}");
+                assert_eq!(output.bytes[14 + overhead..], input.bytes[14..], "{name}\n{output:?}");
+                let outer_hops = output.bytes[if overhead == 20 { 22 } else { 21 }];
+                assert_eq!(outer_hops, 64, "{name}\n{output:?}");
             }
         }
     }
@@ -128,7 +152,7 @@ fn what_just_fits_goes_and_of_what_does_not_its_sender_is_told() {
             };
             let name = format!("{family:?} {purpose:?}, {tags} tags");
             let (answer, output, _) = sides.run(&name, &sent(room));
-            assert_eq!((answer, output.bytes.len()), (Answer::Transmit, 1518 + 4 * tags), "{name}");
+            assert_eq!((answer, output.bytes.len()), (Answer::Transmit, 1514 + 4 * tags), "{name}");
             for length in [room + 1, 1500] {
                 let input = sent(length);
                 let told = sample::too_big(&input, room);

@@ -102,8 +102,8 @@ fn all_mixes_are_packed_byte_by_byte() {
                         };
                         let before = sent.frame();
                         let l3 = 14 + 4 * tags;
-                        let inner = &before.bytes[l3..];
-                        let outer = outer(outside, inside, class, inner.len() - padding, HASH);
+                        let inner = &before.bytes[l3..before.bytes.len() - padding];
+                        let outer = outer(outside, inside, class, inner.len(), HASH);
                         let mut expected = [BACKEND_MAC, BALANCER_MAC].concat();
                         expected.extend(sent.tags.iter().flatten());
                         expected.extend(ethertype(outside));
@@ -159,7 +159,7 @@ fn a_packet_that_just_fits_goes_and_one_byte_more_is_refused_untouched() {
                 let backend = backend(outside, 1500);
                 let (after, result) = rewritten(&sent(fits).frame(), &backend, &egress(), HASH);
                 assert_eq!(result, Ok(()), "{inside:?} in {outside:?}");
-                assert_eq!(after.bytes.len(), 14 + 4 * tags + 1500 + 4);
+                assert_eq!(after.bytes.len(), 14 + 4 * tags + 1500);
                 let before = sent(fits + 1).frame();
                 let (after, result) = rewritten(&before, &backend, &egress(), HASH);
                 assert_eq!(result, Err(Reason::TooBig), "{inside:?} in {outside:?}");
