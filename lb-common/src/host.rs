@@ -5,6 +5,7 @@
 //! filled from the same [`HostTables`], so both sides decide on the same grounds.
 
 pub mod corpus;
+pub mod errors;
 pub mod sample;
 
 use core::{

@@ -254,6 +254,12 @@ fn ipv4() -> Vec<Row> {
         // Whose matter it is: the backend's, which checks it anyway.
         ("IPv4, wrong checksum", with(v4().frame(), L3 + 10, &[0, 0]), whole(14, 34, 40, 0)),
         ("IPv4, no hop left", with(v4().frame(), L3 + 8, &[0]), whole(14, 34, 40, 0)),
+        ("IPv4, the last hop", with(v4().frame(), L3 + 8, &[1]), whole(14, 34, 40, 0)),
+        (
+            "IPv4, a source route",
+            with(options(8).frame(), L3 + 20, &[131, 7, 4]),
+            whole(14, 42, 48, 0),
+        ),
         ("IPv4, padded to 60 bytes", padded(6), whole(14, 34, 40, 0)),
         ("version 6 in IPv4", with(v4().frame(), L3, &[0x65]), Err(Reason::BadIpHeader)),
         ("version 0 in IPv4", with(v4().frame(), L3, &[0x05]), Err(Reason::BadIpHeader)),
@@ -369,6 +375,8 @@ fn ipv6() -> Vec<Row> {
     };
     vec![
         ("IPv6, padded", padded(4), whole(14, 54, 60, 0)),
+        ("IPv6, no hop left", with(plain(), L3 + 7, &[0]), whole(14, 54, 60, 0)),
+        ("IPv6, the last hop", with(plain(), L3 + 7, &[1]), whole(14, 54, 60, 0)),
         ("version 4 in IPv6", with(plain(), L3, &[0x45]), Err(Reason::BadIpHeader)),
         ("version 0 in IPv6", with(plain(), L3, &[0x00]), Err(Reason::BadIpHeader)),
         ("IPv6 length 0, as of a jumbogram", length(0), Err(Reason::BadLength)),

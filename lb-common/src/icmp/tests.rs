@@ -1,80 +1,17 @@
-use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::{vec, vec::Vec};
+use core::net::{IpAddr, SocketAddr};
+use std::vec::Vec;
 
 use super::*;
 use crate::{
     frame::HostFrame,
     host::{
         HostTables,
+        errors::{self, checksum_of, router, too_big},
         sample::{self, BALANCER_MAC, ClientFrame, FAMILIES, Purpose, ROUTER_MAC},
     },
     steer,
     wire::Tcp,
 };
-
-/// A router on the way, to either side.
-fn router(family: Family) -> IpAddr {
-    match family {
-        Family::Ipv4 => IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254)),
-        Family::Ipv6 => IpAddr::V6(Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfe)),
-    }
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(v4) => v4.octets().to_vec(),
-        IpAddr::V6(v6) => v6.octets().to_vec(),
-    }
-}
-
-/// An IP header, its checksum right, and what it carries.
-fn packet(from: IpAddr, to: IpAddr, protocol: u8, hops: u8, content: &[u8]) -> Vec<u8> {
-    let mut header = if from.is_ipv4() {
-        let [a, b] = ((20 + content.len()) as u16).to_be_bytes();
-        vec![0x45, 0, a, b, 0x12, 0x34, 0, 0, hops, protocol, 0, 0]
-    } else {
-        let [a, b] = (content.len() as u16).to_be_bytes();
-        vec![0x60, 0, 0, 0, a, b, protocol, hops]
-    };
-    header.extend(octets(from));
-    header.extend(octets(to));
-    if from.is_ipv4() {
-        let sum = sample::internet_checksum(&[&header]);
-        header[10..12].copy_from_slice(&sum);
-    }
-    [&header, content].concat()
-}
-
-/// "Packet too big" about a packet with these ends, of which so much is quoted.
-fn too_big(from: SocketAddr, to: SocketAddr, quoted: usize) -> HostFrame {
-    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-    let tcp = [&ports[..], &[0, 0, 0, 7, 0, 0, 0, 9, 0x50, 0x10, 0xff, 0xff, 1, 2, 0, 0]].concat();
-    let inner = packet(from.ip(), to.ip(), wire::TCP, 60, &tcp[..quoted]);
-    error(from.ip(), &inner)
-}
-
-/// "Packet too big" about these bytes, to whom has sent them.
-fn error(to: IpAddr, inner: &[u8]) -> HostFrame {
-    let (family, protocol, kind) = match to {
-        IpAddr::V4(_) => (Family::Ipv4, wire::ICMP, [3, 4, 0, 0, 0, 0, 0x05, 0x14]),
-        IpAddr::V6(_) => (Family::Ipv6, wire::ICMPV6, [2, 0, 0, 0, 0, 0, 0x05, 0x14]),
-    };
-    let mut icmp = [&kind[..], inner].concat();
-    let sum = checksum_of(router(family), to, &icmp);
-    icmp[2..4].copy_from_slice(&sum);
-    let kind: [u8; 2] = if to.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
-    let head = [&BALANCER_MAC[..], &ROUTER_MAC, &kind].concat();
-    HostFrame::new([head, packet(router(family), to, protocol, 64, &icmp)].concat())
-}
-
-fn checksum_of(from: IpAddr, to: IpAddr, icmp: &[u8]) -> [u8; 2] {
-    if from.is_ipv4() {
-        return sample::internet_checksum(&[icmp]);
-    }
-    let length = (icmp.len() as u32).to_be_bytes();
-    let pseudo = [&octets(from)[..], &octets(to), &length, &[0, 0, 0, wire::ICMPV6]].concat();
-    sample::internet_checksum(&[&pseudo, icmp])
-}
 
 /// The ends of a packet and of the one that it quotes; all checksums are right.
 fn ends(packet: &[u8]) -> (IpAddr, IpAddr, SocketAddr, SocketAddr) {
@@ -192,32 +129,7 @@ fn what_is_no_error_about_a_known_flow_is_the_kernels() {
     for family in FAMILIES {
         let tables = sample::tables(1024);
         let (client, ..) = open(&tables, Purpose::Nat, family);
-        let whole = too_big(client.vip, client.client, 8);
-        let icmp = if family == Family::Ipv4 { 34 } else { 54 };
-        let inner = icmp + 8;
-        let with = |at: usize, byte: u8| {
-            let mut frame = whole.clone();
-            frame.bytes[at] = byte;
-            frame
-        };
-        let protocol = if family == Family::Ipv4 { inner + 9 } else { inner + 6 };
-        let cut = |len: usize| HostFrame::new(whole.bytes[..len].to_vec());
-        let stranger = SocketAddr::new(client.client.ip(), client.client.port() ^ 1);
-        let cases = [
-            ("echo", with(icmp, if family == Family::Ipv4 { 8 } else { 128 })),
-            ("about UDP", with(protocol, 17)),
-            ("about another version", with(inner, 0x25)),
-            ("to somebody else than the sender", with(inner + 15, 0x99)),
-            ("about an unknown flow", too_big(client.vip, stranger, 8)),
-            // Found by fuzzing: in a tunnel, its outer header would have lied with it.
-            ("longer than its frame", with(if family == Family::Ipv4 { 17 } else { 19 }, 200)),
-            (
-                "with ports in its addresses",
-                with(inner, if family == Family::Ipv4 { 0x44 } else { 0x50 }),
-            ),
-            ("without ports", cut(whole.bytes.len() - 8)),
-            ("without a packet", cut(icmp + 8)),
-        ];
+        let cases = errors::strange(client.vip, client.client);
         for (name, frame) in cases {
             let (action, after) = process(&tables, &frame);
             assert_eq!((action, &after), (Action::Pass, &frame), "{name} {family:?}");

@@ -6,6 +6,7 @@
 
 mod any_port;
 mod corpus;
+mod icmp;
 mod interfaces;
 mod ipip;
 mod l2;
