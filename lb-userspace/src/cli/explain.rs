@@ -32,6 +32,9 @@ pub struct Arguments {
     /// An ACK, whether the flow is known or not
     #[arg(long)]
     ack: bool,
+    /// Arriving on this interface, not on the first; VLAN tags decide nothing
+    #[arg(long, value_name = "NAME")]
+    interface: Option<String>,
     #[command(flatten)]
     output: Output,
 }
@@ -71,7 +74,7 @@ impl Arguments {
             (_, true) => Some(Kind::Ack),
             (false, false) => None,
         };
-        Ok(Ask { client, vip, kind })
+        Ok(Ask { client, vip, kind, interface: self.interface.clone() })
     }
 }
 

@@ -13,7 +13,7 @@ mod steps;
 
 use std::net::SocketAddr;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use lb_common::{
     abi::{SELF_TEST_INTERFACE, SELF_TEST_PORT},
     frame::HostFrame,
@@ -43,7 +43,7 @@ use crate::{
 const ATTEMPTS: u32 = 3;
 
 /// What is asked.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Ask {
     /// Who sends.
     pub client: SocketAddr,
@@ -51,6 +51,8 @@ pub struct Ask {
     pub vip: SocketAddr,
     /// What; `None`: a SYN if the flow is not known, an ACK if it is.
     pub kind: Option<Kind>,
+    /// Name of the interface where it arrives; `None`: the first that is attached.
+    pub interface: Option<String>,
 }
 
 /// All that can be said about a segment.
@@ -138,15 +140,12 @@ pub async fn explain(client: &Client, instance: &Instance, ask: &Ask) -> Result<
 
 fn from_maps(instance: &Instance, ask: &Ask, status: Option<&api::Status>) -> Result<Explanation> {
     let reading = Reading::open(instance)?;
-    let found = reading.interfaces().find_map(|name| Some((name, if_nametoindex(name).ok()?)));
-    let Some((arrives_on, interface)) = found else {
-        bail!("the interfaces of instance {instance} are gone: see `sluice status`");
-    };
+    let (arrives_on, interface) = arrival(instance, &reading, ask.interface.as_deref())?;
     let mut attempt = 0;
     loop {
         attempt += 1;
         let live = Live::read(&reading, ask.vip)?;
-        let Ask { client, vip, kind } = *ask;
+        let Ask { client, vip, kind, .. } = *ask;
         let now = u64::from(reading.now()?);
         let decision = decide(&live, &Question { client, vip, kind, interface, now })
             .map_err(|reason| anyhow::anyhow!("nothing can be decided: {}", reason.help()))?;
@@ -164,6 +163,23 @@ fn from_maps(instance: &Instance, ask: &Ask, status: Option<&api::Status>) -> Re
             check,
         });
     }
+}
+
+/// Name and index of the interface where it arrives: the one that is asked for, or the first.
+fn arrival<'r>(
+    instance: &Instance,
+    reading: &'r Reading,
+    wanted: Option<&str>,
+) -> Result<(&'r str, u32)> {
+    let mut attached = reading.interfaces().filter(|name| wanted.is_none_or(|want| *name == want));
+    let found = attached.find_map(|name| Some((name, if_nametoindex(name).ok()?)));
+    found.with_context(|| match wanted {
+        Some(name) => format!(
+            "instance {instance} is not attached to {name}: it is to {}",
+            reading.interfaces().collect::<Vec<_>>().join(", ")
+        ),
+        None => format!("the interfaces of instance {instance} are gone: see `sluice status`"),
+    })
 }
 
 /// The name of an interface.

@@ -4,7 +4,7 @@ use std::net::{SocketAddr, TcpStream};
 
 use lb_userspace::{datapath::Reading, instance::Instance};
 use serde_json::Value;
-use sluice_tests::lab::{DEADLINE, Family, Plan, Sluice, is_privileged, until};
+use sluice_tests::lab::{DEADLINE, Family, Plan, Sluice, dataplane, is_privileged, until};
 
 use crate::{
     health::{until_health, web_on_three},
@@ -200,4 +200,29 @@ fn what_can_not_be_explained_is_refused_in_one_line() {
     assert!(error.contains("in another network namespace"), "{error}");
     sluice.cli_ok(&["detach"]).unwrap();
     refused(&["198.18.1.2:1", VIP4], 1, "is not attached to any interface");
+}
+
+#[test]
+fn where_it_arrives_decides_how_it_leaves() {
+    if !is_privileged() {
+        return;
+    }
+    let mut scene = Scene::start(Plan { second_network: true, ..Plan::default() });
+    scene.own(VIP4, "ipip");
+    let config = dataplane(&["eth0", "eth1"]) + &scene.service("web", VIP4, "ipip", Family::V4);
+    let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
+    let client = SocketAddr::new(scene.lab.client().address(Family::V4), 41_000);
+    for (asked, arrives_on) in
+        [(&[][..], "eth0"), (&["--interface", "eth0"], "eth0"), (&["--interface", "eth1"], "eth1")]
+    {
+        let told = explain(&sluice, client, VIP4, asked);
+        assert_eq!(told["arrives_on"], arrives_on, "{told}");
+        assert_eq!(told["leaves_by"], "eth1", "{told}");
+        assert_eq!(told["check"]["result"], "agrees", "{told}");
+    }
+    let wrong = ["explain", &client.to_string(), VIP4, "--interface", "eth7"];
+    let refused = sluice.cli(&wrong).unwrap();
+    assert_eq!(refused.status.code(), Some(1));
+    let says = String::from_utf8_lossy(&refused.stderr);
+    assert!(says.contains("is not attached to eth7: it is to eth0, eth1"), "{says}");
 }

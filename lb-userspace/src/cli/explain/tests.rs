@@ -178,7 +178,7 @@ fn a_packet_has_one_family() {
     let ask = |client: &str, vip: &str| {
         let (client, vip) = (endpoint(client)?, endpoint(vip)?);
         let output = Output { json: false };
-        let arguments = Arguments { client, vip, syn: false, ack: true, output };
+        let arguments = Arguments { client, vip, syn: false, ack: true, interface: None, output };
         arguments.ask().map_err(|error| error.to_string())
     };
     let error = ask("198.51.100.7:1", "[2001:db8::10]:80").expect_err("two families");
