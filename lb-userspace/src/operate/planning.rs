@@ -1,6 +1,10 @@
 //! What a file would do to slots: made without the daemon's state, for it takes its time.
 
-use std::{collections::HashMap, num::NonZero, thread};
+use std::{
+    collections::{HashMap, HashSet},
+    num::NonZero,
+    thread,
+};
 
 use lb_common::{
     hash,
@@ -30,6 +34,8 @@ pub struct Planning {
 /// Maglev tables as they would be, by owner, of the services that would change.
 pub struct Tables {
     by_vip: HashMap<Vip, Table>,
+    /// VIPs that would be new: one may be at a port that another's of any port has had so far.
+    begun: HashSet<Vip>,
 }
 
 struct Table {
@@ -67,7 +73,9 @@ impl Planning {
             });
             joined.flatten().collect()
         });
-        Tables { by_vip }
+        let begun = self.after.services.iter().map(|service| service.vip);
+        let begun = begun.filter(|vip| !old.contains_key(vip)).collect();
+        Tables { by_vip, begun }
     }
 
     fn table(&self, was: &Service, is: &Service) -> Table {
@@ -133,6 +141,9 @@ impl Tables {
     /// Whether a flow would get another backend if nobody knew it.
     pub(super) fn moves(&self, owner: Identity, flow: &FlowView, keys: &[u64; hash::KEYS]) -> bool {
         let (vip, _) = owner;
+        if vip.port().is_none() && self.begun.contains(&vip.at(flow.vip_port).into()) {
+            return true;
+        }
         let Some(table) = self.by_vip.get(&vip) else { return false };
         let hash = match table.affinity {
             Affinity::None => flow.hash(vip.ip(), keys),
@@ -173,6 +184,31 @@ mod tests {
         let moved = &fewer.tables().moved()[0];
         let share = moved.moved as f64 / moved.slots as f64;
         assert!((0.24..0.36).contains(&share), "{moved:?}");
+    }
+
+    #[test]
+    fn a_plan_knows_whose_flows_are_at_a_port_that_gets_a_service_of_its_own() {
+        let mut planning = planning(|_| ());
+        let any = Vip::any_port([203, 0, 113, 10].into());
+        planning.before.services[0].vip = any;
+        planning.after.services[0].vip = any;
+        planning.after.services.push(sample::service("own", 1));
+        let service = &planning.after.services[0];
+        let (tables, keys) = (planning.tables(), planning.seed.hash_keys());
+        let at = |port| FlowView {
+            client: SocketAddr::from(([198, 51, 100, 7], 40_000)),
+            vip_port: port,
+            nat: None,
+            backend: 1,
+            state: lb_common::flow::State::Old,
+            age_seconds: 1.0,
+            idle_seconds: 0.0,
+        };
+        let owner = service.identity(&service.backends[0]);
+        assert!(tables.moves(owner, &at(80), &keys));
+        assert!(!tables.moves(owner, &at(81), &keys));
+        planning.before = planning.after.clone();
+        assert!(!planning.tables().moves(owner, &at(80), &keys));
     }
 
     #[test]
