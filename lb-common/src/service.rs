@@ -115,12 +115,13 @@ pub fn is_from(segment: &Segment, key: &ServiceKey) -> bool {
 #[inline(always)]
 pub fn is_at(key: &ServiceKey, address: Address, port: [u8; 2]) -> bool {
     let (ours, theirs) = (key.address.words(), address.words());
-    let is_its_port = if is_any(key.port) {
-        !is_any(port)
+    let is_its_address = || ours[1] == theirs[1] && ours[0] == theirs[0];
+    // The usual case first, and alone: on the way of each packet every comparison counts.
+    if u16::from_ne_bytes(key.port) == u16::from_ne_bytes(port) {
+        is_its_address() && !is_any(port)
     } else {
-        u16::from_ne_bytes(key.port) == u16::from_ne_bytes(port)
-    };
-    is_its_port && ours[1] == theirs[1] && ours[0] == theirs[0]
+        is_any(key.port) && is_its_address()
+    }
 }
 
 /// A hash of a VIP's address, best in its upper bits. It need not be keyed: nobody outside
