@@ -215,7 +215,9 @@ fn find<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Tunnelled, Outcome
     if !inner.sound {
         return Err(Outcome::BadIpHeader);
     }
-    if l3 + outer.length > frame.len() || outer.headers + inner.length > outer.length {
+    let end = l3 + outer.length;
+    let is_cut = end > frame.len() && end > frame.whole_len();
+    if is_cut || outer.headers + inner.length > outer.length {
         return Err(Outcome::BadLength);
     }
     Ok(Tunnelled {

@@ -65,13 +65,14 @@ pub fn leave<T: Tables>(tables: &T, reason: Reason) -> Action {
     }
 }
 
-/// Rewrites the frame as the verdict says, and counts it.
+/// Rewrites the frame as the verdict says, and counts it; `length` tells its bytes.
 #[inline(always)]
 pub fn apply<F: Frame, T: Stages<F>>(
     frame: &mut F,
     segment: &Segment,
     tables: &T,
     verdict: Verdict<'_>,
+    length: impl Fn(&F) -> usize,
 ) -> Action {
     match verdict {
         Verdict::Leave(reason) => leave(tables, reason),
@@ -85,7 +86,7 @@ pub fn apply<F: Frame, T: Stages<F>>(
         },
         Verdict::Deliver => probe::hand_over(frame, segment, tables),
         Verdict::Return { index, word, hash } => {
-            let bytes = frame.len() as u64;
+            let bytes = length(frame) as u64;
             match tables.carry(frame, Carry::homeward(segment, index, word, hash)) {
                 Ok(action) => {
                     tables.count_return(index, bytes);
@@ -95,7 +96,7 @@ pub fn apply<F: Frame, T: Stages<F>>(
             }
         }
         Verdict::Forward { backend, index, word, hash } => {
-            let bytes = frame.len() as u64;
+            let bytes = length(frame) as u64;
             let sent = if crate::nat::translates(backend) {
                 let carry = if index == 0 {
                     Carry::self_test(segment, word as u16, hash)

@@ -7,8 +7,16 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// An Ethernet frame. Offsets count from its first byte.
 pub trait Frame {
-    /// Bytes from the destination MAC to the end, padding included, frame check sequence not.
+    /// Bytes from the destination MAC to the end, padding included, frame check sequence not; of a
+    /// frame that lies in several buffers (a jumbo frame), to the end of the first: what can be
+    /// read and written.
     fn len(&self) -> usize;
+
+    /// The same, of all buffers. In the kernel this is a call: for those who find [`len`](Self::len)
+    /// too short.
+    fn whole_len(&self) -> usize {
+        self.len()
+    }
 
     /// Whether there is nothing at all.
     fn is_empty(&self) -> bool {
@@ -30,7 +38,7 @@ pub trait Frame {
     /// Takes `bytes` off the front.
     fn shrink_front(&mut self, bytes: usize) -> Option<()>;
 
-    /// Cuts the frame to its first `len` bytes, at least an Ethernet header.
+    /// Cuts the whole frame to its first `len` bytes, at least an Ethernet header.
     fn truncate(&mut self, len: usize) -> Option<()>;
 }
 

@@ -137,7 +137,7 @@ pub enum Glance {
 /// destination `is_ours`: one look at places that are known costs half of three looks at places to be found.
 #[inline(always)]
 pub fn glance<F: Frame>(frame: &F, is_ours: impl Fn(Address, Address) -> bool) -> Glance {
-    let whole = |packet: Packet, tcp| packet.fits(frame).and_then(|()| packet.segment(tcp));
+    let whole = |packet: Packet, tcp| packet.fits(frame.len()).and_then(|()| packet.segment(tcp));
     let found = if let Some(plain) = frame.read::<Plain<Ipv4>>(PLAIN)
         && plain.kind == ethernet::IPV4
         && plain.ip.version_length == 0x45
@@ -177,7 +177,8 @@ pub fn segment<F: Frame>(
             ipv6(&frame.read(l3).ok_or(Reason::Runt)?, l3, is_ours, skip)?
         }
     };
-    packet.fits(frame)?;
+    // A glance takes a frame in several buffers for one that ends too early.
+    packet.fits(frame.len()).or_else(|_| packet.fits(frame.whole_len()))?;
     packet.segment(&frame.read(packet.l4).ok_or(Reason::Truncated)?)
 }
 
@@ -325,10 +326,10 @@ fn skip_extension_headers<F: Frame>(
 }
 
 impl Packet {
-    /// Whether all of it is in its frame.
+    /// Whether all of it is in its frame, which has so many bytes.
     #[inline(always)]
-    fn fits<F: Frame>(&self, frame: &F) -> Result<(), Reason> {
-        if self.l3 + usize::from(self.length) > frame.len() {
+    fn fits(&self, frame_length: usize) -> Result<(), Reason> {
+        if self.l3 + usize::from(self.length) > frame_length {
             return Err(Reason::BadLength);
         }
         Ok(())

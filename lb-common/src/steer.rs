@@ -157,11 +157,12 @@ pub fn process<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T, now: u64) -> A
     // Arms of their own though they are alike: of each the compiler makes a road of its own, in
     // which all that follows from the family is constant.
     match parse::glance(frame, |source, destination| may_be_ours(tables, source, destination)) {
-        Glance::Ipv4(segment) => forward(frame, &segment, tables, now),
-        Glance::Ipv6(segment) => forward(frame, &segment, tables, now),
+        // What a glance sees whole is in one buffer.
+        Glance::Ipv4(segment) => forward(frame, &segment, tables, now, F::len),
+        Glance::Ipv6(segment) => forward(frame, &segment, tables, now, F::len),
         Glance::NotVip => forward::leave(tables, Reason::NotVip),
         Glance::Odd => match tables.odd_segment(frame) {
-            Ok(segment) => forward(frame, &segment, tables, now),
+            Ok(segment) => forward(frame, &segment, tables, now, F::whole_len),
             Err(Reason::NotTcp) => match icmp::follow(frame, tables) {
                 Ok(action) => action,
                 Err(reason) => forward::leave(tables, reason),
@@ -177,9 +178,10 @@ fn forward<F: Frame, T: Stages<F>>(
     segment: &Segment,
     tables: &T,
     now: u64,
+    length: impl Fn(&F) -> usize,
 ) -> Action {
     let verdict = steer(frame, segment, tables, now);
-    forward::apply(frame, segment, tables, verdict)
+    forward::apply(frame, segment, tables, verdict, length)
 }
 
 /// Whether the filter lets an address through: a VIP, one that probes are sent from, or one that

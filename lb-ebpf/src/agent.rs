@@ -35,7 +35,7 @@ static AGENT_OUTCOMES: PerCpuArray<OutcomeCounts, 1> = PerCpuArray::new();
 #[btf_map]
 static AGENT_RECORD: HashMap<u32, [u8; capacity::RECORD], 1> = HashMap::new();
 
-#[xdp]
+#[xdp(frags)]
 pub fn agent(ctx: XdpContext) -> u32 {
     match decapsulate::process(&mut XdpFrame::new(&ctx), &Kernel).verdict() {
         Verdict::Unpack | Verdict::Pass => xdp_action::XDP_PASS,

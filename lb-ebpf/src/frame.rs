@@ -5,7 +5,7 @@ use core::intrinsics::is_val_statically_known;
 use aya_ebpf::{
     EbpfContext as _,
     bindings::xdp_md,
-    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail},
+    helpers::{bpf_xdp_adjust_head, bpf_xdp_adjust_tail, bpf_xdp_get_buff_len},
     programs::XdpContext,
 };
 use lb_common::frame::Frame;
@@ -76,6 +76,12 @@ impl Frame for XdpFrame {
     }
 
     #[inline(always)]
+    fn whole_len(&self) -> usize {
+        // SAFETY: the context is valid. Needs Linux 5.18.
+        unsafe { bpf_xdp_get_buff_len(self.ctx) as usize }
+    }
+
+    #[inline(always)]
     fn interface(&self) -> u32 {
         // SAFETY: the kernel hands a valid context to the program.
         unsafe { (*self.ctx).ingress_ifindex }
@@ -108,7 +114,7 @@ impl Frame for XdpFrame {
 
     #[inline(always)]
     fn truncate(&mut self, len: usize) -> Option<()> {
-        let change = len as i64 - self.len() as i64;
+        let change = len as i64 - self.whole_len() as i64;
         // SAFETY: as above.
         (unsafe { bpf_xdp_adjust_tail(self.ctx, change as i32) } == 0).then_some(())
     }

@@ -17,8 +17,9 @@ use lb_common::{probe, steer};
 
 use crate::{frame::XdpFrame, tables::Kernel};
 
-/// Attached to every interface where clients' frames arrive.
-#[xdp]
+/// Attached to every interface where clients' frames arrive. Without `frags` drivers refuse it where
+/// the MTU is larger than a buffer (jumbo frames); its headers are always in the first one.
+#[xdp(frags)]
 pub fn sluice(ctx: XdpContext) -> u32 {
     let frame = &mut XdpFrame::new(&ctx);
     let tables = Kernel::of_clients(frame);
@@ -32,7 +33,7 @@ pub fn probe(ctx: XdpContext) -> u32 {
 }
 
 /// Attached where no clients' frames arrive but answers to health probes do.
-#[xdp]
+#[xdp(frags)]
 pub fn answers(ctx: XdpContext) -> u32 {
     emit::emit(probe::collect(&mut XdpFrame::new(&ctx), &Kernel::elsewhere()))
 }

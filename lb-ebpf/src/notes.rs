@@ -100,7 +100,7 @@ extern "C" fn trace_begin(ctx: *mut xdp_md) -> u64 {
         return 0;
     };
     told.header.notes.addressed = u32::from(addressed);
-    told.header.length = frame.len() as u32;
+    told.header.length = frame.whole_len() as u32;
     told.header.interface = frame.interface();
     // SAFETY: no arguments, no memory.
     told.header.at = unsafe { bpf_ktime_get_ns() };
@@ -154,7 +154,7 @@ fn tell(frame: &XdpFrame, told: &mut Told) -> Option<()> {
     told.header.length_after = 0;
     told.header.captured_after = 0;
     if told.header.leaves_by != 0 {
-        told.header.length_after = frame.len() as u32;
+        told.header.length_after = frame.whole_len() as u32;
         // SAFETY: `captured` leaves room for as much again.
         let place = unsafe { (&raw mut told.bytes).cast::<u8>().add(captured) };
         told.header.captured_after = copy(frame, filter, place);

@@ -18,7 +18,7 @@ use lb_common::steer;
 use crate::{frame::XdpFrame, tables::Kernel};
 
 /// Attached in the place of `sluice`.
-#[xdp]
+#[xdp(frags)]
 #[inline(always)]
 pub fn traced(ctx: XdpContext) -> u32 {
     notes::begin(&ctx);

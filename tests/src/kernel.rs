@@ -117,6 +117,9 @@ pub const SHORTEST: usize = 14;
 /// `struct skb_shared_info`.
 pub const LONGEST: usize = 3000;
 
+/// Longest that golden frames have: as a card with an MTU of 9,216 bytes has them, in several buffers.
+pub const JUMBO: usize = 14 + 9216;
+
 /// The interface of test runs that name none: loopback, always the first.
 const LOOPBACK: u32 = 1;
 

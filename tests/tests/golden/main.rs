@@ -9,6 +9,7 @@ mod corpus;
 mod icmp;
 mod interfaces;
 mod ipip;
+mod jumbo;
 mod l2;
 mod maglev;
 mod nat;
