@@ -1,6 +1,6 @@
 //! Each way of forwarding, with real clients and servers.
 
-use std::{fs, time::Duration};
+use std::{fs, io::ErrorKind, net::UdpSocket, time::Duration};
 
 use sluice_tests::lab::{
     Failure, Family, Lab, Nginx, Plan, Tally, dataplane, fetch, is_privileged,
@@ -151,6 +151,39 @@ fn generically(cases: [(&str, &str, Family); 2]) {
     }
 }
 
+/// Frames larger than a page lie in several buffers, also natively.
+#[test]
+fn jumbo_frames_are_forwarded_natively() {
+    if !is_privileged() {
+        return;
+    }
+    let ways = [("l2", VIP4, Family::V4), ("ipip", VIP6, Family::V4), ("nat", VIP4, Family::V4)];
+    for (forwarding, vip, family) in ways {
+        let mut scene = Scene::start(Plan::default());
+        let lab = &scene.lab;
+        // The tunnel's header fits on top of the clients' 9,000 bytes.
+        let inner = lab.backends().iter().chain([lab.balancer()]).map(|host| (host, 9100));
+        for (host, mtu) in inner.chain([(lab.client(), 9000)]) {
+            lab.narrow(host, 9100).unwrap();
+            host.ip(&format!("link set eth0 mtu {mtu}")).unwrap();
+        }
+        scene.own(vip, forwarding);
+        let mut config = dataplane(&["eth0"]).trim_end().to_owned();
+        config += "\nxdp_mode = \"native\"\n";
+        config += &scene.service("web", vip, forwarding, family);
+        let sluice = scene.lab.balancer().run_sluice(&config).unwrap();
+        whole_frames_go_both_ways(&scene, vip);
+        let traffic = sluice.status().unwrap()["services"][0]["backends"].take();
+        let sum = |what: &str| {
+            let backends = traffic.as_array().unwrap().iter();
+            backends.map(|backend| backend[what].as_u64().unwrap()).sum::<u64>()
+        };
+        // One frame in so many is a large one: an average of Ethernet's is below 1,600.
+        let (bytes, packets) = (sum("bytes_total"), sum("packets_total"));
+        assert!(bytes / packets > 1600, "{forwarding}: {bytes} bytes in {packets} packets");
+    }
+}
+
 #[test]
 fn many_services_of_all_kinds_share_one_balancer() {
     if !is_privileged() {
@@ -222,6 +255,15 @@ fn what_is_not_a_services_reaches_the_balancers_own_kernel() {
     let other = std::net::SocketAddr::new(address(VIP4).ip(), 81);
     let answer = client.enter(|| fetch(other, "/", Duration::from_millis(500)));
     assert_eq!(answer, Err(Failure::Refused));
+    // And UDP to the service's own port: "port unreachable" (RFC 1122 §4.1.3.1).
+    let refused = client.enter(|| {
+        let socket = UdpSocket::bind("0.0.0.0:0").unwrap();
+        socket.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+        socket.connect(address(VIP4)).unwrap();
+        socket.send(b"anybody?").unwrap();
+        socket.recv(&mut [0; 8]).unwrap_err().kind()
+    });
+    assert_eq!(refused, ErrorKind::ConnectionRefused);
 }
 
 #[test]
