@@ -15,8 +15,8 @@ use crate::{
 };
 
 /// Bits of a frame's number that make the client's address, the others make its port: so many
-/// flows have one port.
-const ADDRESS_BITS: u32 = 32;
+/// flows have one port. Of an IPv4 address the last three bytes: by the first it is somebody's.
+const ADDRESS_BITS: u32 = 24;
 
 /// Which frames to make. An element of the generator's map.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -99,9 +99,9 @@ impl Plan {
         }
     }
 
-    /// Meets a flow once, of 2^48.
+    /// Meets a flow once, of 2^40 (two of them may have one address and port).
     pub const fn at_random(self) -> Self {
-        Self { flow_shift: 16, flow_mask: (1 << 48) - 1, ..self.in_disorder(1) }
+        Self { flow_shift: 24, flow_mask: (1 << 40) - 1, ..self.in_disorder(1) }
     }
 
     /// The next flow's number.
@@ -147,10 +147,12 @@ pub fn renew<F: Frame>(
         let ports: u32 = zerocopy::transmute!([plan.vip_port, u16::from_ne_bytes(port)]);
         (zerocopy::transmute!([c, u32::from_ne_bytes(backend)]), seen, ports)
     } else {
-        let ports: u32 = zerocopy::transmute!([(flow >> ADDRESS_BITS) as u16, plan.vip_port]);
+        // Odd in its first byte: port 0 begins no flow.
+        let port = (flow >> ADDRESS_BITS) as u16 | 1;
+        let ports: u32 = zerocopy::transmute!([port, plan.vip_port]);
         let vip = u32::from_be(destination).wrapping_add(plan.vip_of(flow)).to_be();
         // In IPv4 the low half is the address, in IPv6 both are.
-        let number = if plan.client.is_v4() { flow << 32 } else { flow };
+        let number = if plan.client.is_v4() { flow << (u64::BITS - ADDRESS_BITS) } else { flow };
         (host ^ number, vip, ports)
     };
     let l4 = if plan.client.is_v4() {

@@ -35,7 +35,7 @@ const PORT: usize = 34;
 const FLAGS: usize = 47;
 
 /// Frames of an L2 service over IPv4, one flow after another: client and port are the number's
-/// bytes. No checksum is right, nor does anybody look.
+/// bytes, but that both are somebody's. No checksum is right, nor does anybody look.
 struct Flood(Vec<u8>);
 
 impl Flood {
@@ -45,8 +45,8 @@ impl Flood {
 
     fn frame(&mut self, flow: u64, flags: u8) -> &[u8] {
         let [a, b, c, d, e, f, ..] = flow.to_le_bytes();
-        self.0[CLIENT..CLIENT + 4].copy_from_slice(&[a, b, c, d]);
-        self.0[PORT..PORT + 2].copy_from_slice(&[e, f]);
+        self.0[CLIENT..CLIENT + 4].copy_from_slice(&[a & 0x3f | 0x80, b, c, d]);
+        self.0[PORT..PORT + 2].copy_from_slice(&[e | 1, f]);
         self.0[FLAGS] = flags;
         &self.0
     }

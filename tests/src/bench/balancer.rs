@@ -202,7 +202,8 @@ impl Balancer {
         let mut answers = vec![Answer::new_zeroed(); flows as usize];
         let number = |address: Address| {
             let [.., c, d] = address.halves();
-            if address.is_v4() { d } else { c }
+            // As the generator has put it there: behind an IPv4 address's first byte.
+            if address.is_v4() { d >> 8 } else { c }
         };
         let first = number(frame::clients(family));
         let each = |flow: &FlowView| {
