@@ -118,8 +118,8 @@ reasons! {
         "As too_big, but its sender was not told: there were more than 1,000 of them in a second on one CPU, it is an ICMP error itself, or IPv6 of 1,280 bytes at most, which nobody makes smaller. Raise the MTU of the backend's route.";
     BadSource = 26, Drop, "bad_source",
         "A new flow for a service from an address that no host on a wire has (0.0.0.0/8, 127.0.0.0/8, 224.0.0.0 and above, ::, ::1, ff00::/8, an IPv4-mapped one), or from the VIP itself: forged.";
-    BadPorts = 27, Drop, "bad_ports",
-        "A new flow for a service from or to port 0, which nobody has.";
+    BadPort = 27, Drop, "bad_port",
+        "A new flow for a service from port 0, which nobody has.";
     BadFlags = 28, Drop, "bad_flags",
         "TCP flags with which no flow begins or goes on (none, SYN with FIN or RST, FIN or data without ACK), for a service and of no known flow: somebody scans.";
 }

@@ -178,7 +178,7 @@ pub fn openings() -> Vec<Case> {
             sent.client.set_port(from);
             sent.vip.set_port(to);
             // Of port 0 there is no service.
-            let reason = if to == 0 { Reason::NotService } else { Reason::BadPorts };
+            let reason = if to == 0 { Reason::NotService } else { Reason::BadPort };
             add(name, sent, Err(reason));
         }
         for (source, is_good) in sources {

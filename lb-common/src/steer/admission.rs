@@ -14,15 +14,14 @@ use crate::{
 /// Whether a segment may begin a flow. A self-test comes from port 0, so that it is nobody's.
 ///
 /// # Errors
-/// `BadSource`, `BadPorts` or `BadFlags`: the reason to drop it.
+/// `BadSource`, `BadPort` or `BadFlags`: the reason to drop it.
 #[inline(always)]
 pub(super) fn check(segment: &Segment, is_self_test: bool) -> Result<(), Reason> {
     if is_nobody(segment.source, segment.family) || segment.source == segment.destination {
         return Err(Reason::BadSource);
     }
-    let port = u16::from_ne_bytes;
-    if port(segment.ports.destination) == 0 || port(segment.ports.source) == 0 && !is_self_test {
-        return Err(Reason::BadPorts);
+    if u16::from_ne_bytes(segment.ports.source) == 0 && !is_self_test {
+        return Err(Reason::BadPort);
     }
     if !may_begin(segment.flags) {
         return Err(Reason::BadFlags);

@@ -58,7 +58,7 @@ fn provocation(reason: Reason) -> Provocation {
         | Reason::Fragment
         | Reason::ExtensionHeaders
         | Reason::BadSource
-        | Reason::BadPorts
+        | Reason::BadPort
         | Reason::BadFlags => wild(reason),
         Reason::NotService => {
             let mut sent = client(Purpose::L2);

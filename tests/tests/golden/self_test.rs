@@ -104,6 +104,6 @@ fn a_clients_frame_from_port_0_is_no_self_test() {
         let frame = HostFrame { interface: OTHER_INTERFACE, ..self_test(Purpose::L2, family) };
         let (answer, _, counted) = sides.run("from port 0", &frame);
         assert_eq!(answer, Answer::Drop);
-        assert_eq!(counted.reasons, [(Reason::BadPorts.name(), 1)].into());
+        assert_eq!(counted.reasons, [(Reason::BadPort.name(), 1)].into());
     }
 }
