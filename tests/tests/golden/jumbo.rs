@@ -52,7 +52,7 @@ fn they_are_forwarded_whole_in_every_way_and_counted_in_full() {
 }
 
 #[test]
-fn one_that_lies_about_its_length_or_does_not_fit_is_dropped() {
+fn one_that_lies_about_its_length_is_dropped_and_of_one_too_big_its_sender_is_told() {
     let Some(mut sides) = Sides::start(tables()) else { return };
     for family in FAMILIES {
         let mut frame = jumbo(Purpose::L2, family).frame();
@@ -60,7 +60,8 @@ fn one_that_lies_about_its_length_or_does_not_fit_is_dropped() {
         let counted = sides.expect("a byte is missing", &frame, Answer::Drop, &frame.bytes);
         assert_eq!(counted.reasons, [(Reason::BadLength.name(), 1)].into());
         let frame = jumbo(Purpose::InIpv4, family).frame();
-        let counted = sides.expect("too big", &frame, Answer::Drop, &frame.bytes);
+        let told = sample::too_big(&frame, sample::MTU - 20);
+        let counted = sides.expect("too big", &frame, Answer::Transmit, &told.bytes);
         assert_eq!(counted.reasons, [(Reason::TooBig.name(), 1)].into());
     }
 }
