@@ -118,11 +118,15 @@ impl Judge<'_> {
                 self.must(*interface == sample::PROBE_INTERFACE, "it goes to the prober");
                 self.delivered();
             }
+            (Action::Transmit, Some(Reason::TooBig)) => self.told(),
             (Action::Transmit, Some(reason)) => {
                 self.must(matches!(reason.class(), Class::Answer), "a RST has a reason for it");
                 self.reset();
             }
             (Action::Redirect(_), Some(_)) => self.must(false, "who is answered is where he was"),
+            (Action::Transmit, None) if self.road == Road::Probes && self.is_turned() => {
+                self.told();
+            }
             (Action::Transmit | Action::Redirect(_), None) => self.sent(),
         }
     }
@@ -144,6 +148,24 @@ impl Judge<'_> {
 
     fn segment(&self) -> Option<Segment> {
         parse::segment(self.input, |_, _| true).ok()
+    }
+
+    /// Whether it goes back to where it came from.
+    fn is_turned(&self) -> bool {
+        let (input, output) = (&self.input.bytes, &self.done.output.bytes);
+        output[..6] == input[6..12] && output[6..12] == input[..6]
+    }
+
+    /// Its sender is told that it is too big, and what is not.
+    fn told(&self) {
+        let output = &self.done.output.bytes;
+        let answer = self.packet(output);
+        let at = answer.l4(output) + 6;
+        let mtu = u16::from_be_bytes([output[at], output[at + 1]]);
+        let length = self.packet(&self.input.bytes).length;
+        self.must(length > usize::from(mtu), "what is told is less than what was sent");
+        let expected = sample::too_big(self.input, mtu);
+        self.must(*output == expected.bytes, "the error is as the RFCs want it");
     }
 
     /// To a backend, or from one to its client.
@@ -211,7 +233,11 @@ impl Judge<'_> {
             Family::Ipv6 => Ipv6::LEN,
         };
         self.must(l3 + length <= input.len(), "what is no whole packet is sent in none");
-        self.must(output[l3 + header..] == input[l3..], "the inner packet stays as it is");
+        let inner = &input[l3..l3 + length];
+        self.must(
+            output[l3 + header..] == *inner,
+            "the inner packet stays as it is, without padding",
+        );
         self.must(outer.length == header + length, "the outer length is right");
         self.must(backend.mtu == 0 || outer.length <= usize::from(backend.mtu), "it fits the MTU");
         self.must(outer.destination == backend.address, "it is addressed to the backend");

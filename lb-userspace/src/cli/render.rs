@@ -312,7 +312,7 @@ mod tests {
         1,334,947 frames received = 99,999 forwarded + 1,234,888 passed to the kernel + 4 dropped + 56 answered
         eth0: 1,324,874 frames received = 90,000 forwarded + 1,234,820 passed to the kernel + 4 dropped + 50 answered
         eth1: 10,073 frames received = 9,999 forwarded + 68 passed to the kernel + 0 dropped + 6 answered
-        4 reasons never happened: `--all` shows them too
+        5 reasons never happened: `--all` shows them too
         ");
         let all = reasons(&sample::reasons(), true, PLAIN);
         assert!(lb_common::reason::Reason::ALL.iter().all(|reason| all.contains(reason.name())));
