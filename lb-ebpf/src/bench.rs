@@ -24,7 +24,8 @@ use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 use crate::frame::XdpFrame;
 
-/// The program under test; empty: the generator alone.
+/// The program under test; empty: the generator alone. Programs with `frags` are called by such
+/// only, so all here have it.
 #[btf_map]
 static TARGET: ProgramArray<1> = ProgramArray::new();
 
@@ -44,7 +45,7 @@ static SUNK: PerCpuArray<u64, 1> = PerCpuArray::new();
 static LRU: LruHashMap<[u32; 4], u64, 1> = LruHashMap::new();
 
 /// Makes the next frame, and hands it over.
-#[xdp]
+#[xdp(frags)]
 pub fn generate(ctx: XdpContext) -> u32 {
     let Some(plan) = PLAN.get_ptr_mut(0) else {
         return xdp_action::XDP_ABORTED;
@@ -62,7 +63,7 @@ pub fn generate(ctx: XdpContext) -> u32 {
 }
 
 /// The first floor: nothing.
-#[xdp]
+#[xdp(frags)]
 pub fn tx(_ctx: XdpContext) -> u32 {
     xdp_action::XDP_TX
 }
@@ -110,7 +111,7 @@ fn parse(frame: &XdpFrame) -> Option<Headers> {
 }
 
 /// The second floor: parses, and swaps the MAC addresses.
-#[xdp]
+#[xdp(frags)]
 pub fn mac(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(&ctx);
     let sent = parse(&frame).and_then(|Headers { macs, .. }| frame.write(0, macs.swapped()));
@@ -130,7 +131,7 @@ struct Tunnel {
 }
 
 /// The third floor: parses, and puts an IPv4 header in front that is always the same.
-#[xdp]
+#[xdp(frags)]
 pub fn ipip(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(&ctx);
     let sent = parse(&frame).and_then(|Headers { macs, .. }| {
@@ -138,8 +139,8 @@ pub fn ipip(ctx: XdpContext) -> u32 {
         let tunnel = Tunnel {
             macs: macs.swapped(),
             kind: ethernet::IPV4,
-            version_to_identification: [0x45, 0, 0, 60, 0, 0],
-            fragment_to_checksum: [0x40, 0, wire::TTL, wire::IPV4_IN_IP, 0xae, 0x96],
+            version_to_identification: [0x45, 0, 0, 66, 0, 0],
+            fragment_to_checksum: [0x40, 0, wire::TTL, wire::IPV4_IN_IP, 0xae, 0x90],
             source: [198, 18, 0, 1],
             destination: [198, 18, 0, 2],
         };
@@ -156,7 +157,7 @@ const fn key(headers: &Headers) -> [u32; 4] {
 }
 
 /// Puts the flow into the LRU map.
-#[xdp]
+#[xdp(frags)]
 pub fn lru_insert(ctx: XdpContext) -> u32 {
     let inserted =
         parse(&XdpFrame::new(&ctx)).and_then(|headers| LRU.insert(key(&headers), 1, 0).ok());
@@ -164,7 +165,7 @@ pub fn lru_insert(ctx: XdpContext) -> u32 {
 }
 
 /// The reference: parses, and looks the flow up in the LRU map.
-#[xdp]
+#[xdp(frags)]
 pub fn lru_lookup(ctx: XdpContext) -> u32 {
     let found = parse(&XdpFrame::new(&ctx)).and_then(|headers| LRU.get_ptr(key(&headers)));
     verdict(found.map(|_| ()))
@@ -180,7 +181,7 @@ const TTL_TO_CHECKSUM: usize = ethernet::LEN + 8;
 
 /// Leaves the frame to the network stack, as it would have come from a wire: the stack that had the
 /// page before has counted its time to live down, and refuses headers whose checksum is wrong.
-#[xdp]
+#[xdp(frags)]
 pub fn pass(ctx: XdpContext) -> u32 {
     let mut frame = XdpFrame::new(&ctx);
     let restored = parse(&frame).and_then(|_| {
@@ -195,7 +196,7 @@ pub fn pass(ctx: XdpContext) -> u32 {
 }
 
 /// Swallows what arrives at the other end of the veth pair, and counts it.
-#[xdp]
+#[xdp(frags)]
 pub fn sink(_ctx: XdpContext) -> u32 {
     if let Some(count) = SUNK.get_ptr_mut(0) {
         // SAFETY: no other CPU has this element.

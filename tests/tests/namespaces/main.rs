@@ -4,6 +4,7 @@
 
 mod agent;
 mod any_port;
+mod bench;
 mod broken_labs;
 mod churn;
 mod conservation;
@@ -30,7 +31,6 @@ mod own_health;
 mod page;
 mod passive;
 mod path_mtu;
-mod peers;
 mod pool;
 mod probe_path;
 mod recorder;

@@ -2,7 +2,7 @@
 
 use std::{
     fs,
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, TcpStream},
     path::Path,
     time::Duration,
 };
@@ -94,6 +94,10 @@ impl Stage {
         let mut servers = Vec::new();
         for host in lab.backends() {
             servers.push(web_server(host, &lab)?);
+        }
+        for host in lab.backends() {
+            let place = (host.address(Family::V4), WEB);
+            until("a web server", DEADLINE, || host.enter(|| TcpStream::connect(place).ok()))?;
         }
         let mut iperf3 = lab.backends()[0].command("iperf3");
         iperf3.args(["--server", "--port", &BULK.to_string()]);
