@@ -262,7 +262,7 @@ impl Judge<'_> {
         self.must(shape(&was) == shape(&is) && was.protocol == is.protocol, "its shape stays");
         self.must(is.hops > 0 && was.hops.checked_sub(1) == Some(is.hops), "it has one hop less");
         if is_return {
-            let vips = self.tables.services.iter().map(|service| service.service.key.address);
+            let vips = self.tables.services.iter().map(|service| service.service.address);
             self.must(vips.clone().any(|vip| vip == is.source), "it comes from a VIP");
         } else {
             self.must(is.destination == backend.address, "it goes to the backend");

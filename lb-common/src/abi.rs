@@ -58,7 +58,7 @@ pub mod map {
     /// Array, one [`VipFilter`](super::VipFilter).
     pub const VIP_FILTER: &str = "VIP_FILTER";
     /// Hash of the VIPs' [`Address`](crate::address::Address)es: what the filter says, exactly. The
-    /// values mean nothing.
+    /// values are 0, or [`SILENT`](super::SILENT).
     pub const VIPS: &str = "VIPS";
     /// Array, mmapable, of [`flow::Group`](crate::flow::Group): written by packets and the sweep.
     pub const FLOWS: &str = "FLOWS";
@@ -214,8 +214,19 @@ pub struct ServiceKey {
 )]
 #[repr(C)]
 pub struct Service {
-    /// Its identity; compared after a hit in the flow table.
-    pub key: ServiceKey,
+    /// The VIP; compared after a hit in the flow table, as is its port.
+    pub address: Address,
+    /// As in [`ServiceKey::port`].
+    pub port: [u8; 2],
+    /// As in [`ServiceKey::protocol`].
+    pub protocol: u8,
+    /// Zero.
+    pub reserved: u8,
+    /// What the MSS of a client's SYN is lowered to, if it is larger, bytes; 0: it stays. Of what is
+    /// translated, that of the backend's SYN, too.
+    pub mss_clamp: u16,
+    /// Zero.
+    pub spare: [u8; 2],
     /// Slots of its Maglev table; 0: no service at this index.
     pub slots: u32,
     /// [`Affinity`](crate::service::Affinity) as a number.
@@ -226,6 +237,24 @@ pub struct Service {
     /// [`Egress`]; [`KEEP_CLIENT`]: the client's own.
     pub nat_first: u16,
 }
+
+impl Service {
+    /// Without anything but its identity.
+    pub fn of(key: &ServiceKey) -> Self {
+        let ServiceKey { address, port, protocol, .. } = *key;
+        Self { address, port, protocol, ..Self::default() }
+    }
+
+    /// Its identity.
+    #[inline(always)]
+    pub const fn key(&self) -> ServiceKey {
+        let Self { address, port, protocol, .. } = *self;
+        ServiceKey { address, port, protocol, reserved: [0; 5] }
+    }
+}
+
+/// In `VIPS`: pings of the address are not answered now.
+pub const SILENT: u32 = 1;
 
 /// In [`Service::nat_first`]: packets keep the client's address.
 pub const KEEP_CLIENT: u16 = u16::MAX;

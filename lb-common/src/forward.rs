@@ -14,6 +14,7 @@ use crate::{
 
 pub mod ipip;
 pub mod l2;
+pub mod mss;
 pub mod nat;
 pub mod reset;
 pub mod too_big;

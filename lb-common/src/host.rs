@@ -60,6 +60,8 @@ pub struct HostTables {
     pub nat_addresses: Vec<Address>,
     /// Both ends of translated connections; see [`Tables::is_nat_end`].
     pub nat_ends: Vec<ServiceKey>,
+    /// VIPs whose pings are not answered.
+    pub silent: Vec<Address>,
     /// How many more ICMP messages may be sent.
     pub answers_left: Cell<u64>,
     flows: Arc<[AtomicU64]>,
@@ -154,6 +156,7 @@ impl HostTables {
             probe_sources: Vec::new(),
             nat_addresses: vec![Address::UNSPECIFIED],
             nat_ends: Vec::new(),
+            silent: Vec::new(),
             answers_left: Cell::new(limit::PER_SECOND),
             flows: (0..flows).map(|_| AtomicU64::new(0)).collect(),
             records: RefCell::default(),
@@ -176,7 +179,7 @@ impl HostTables {
 
     /// Adds a service that can be found; tells its index.
     pub fn add_service(&mut self, service: Service, slots: Vec<u16>) -> u16 {
-        self.let_through(service.key.address);
+        self.let_through(service.address);
         self.services.push(HostService { service, listed: true, slots });
         (self.services.len() - 1) as u16
     }
@@ -316,7 +319,11 @@ impl Tables for HostTables {
     }
 
     fn is_vip(&self, address: Address) -> bool {
-        self.services.iter().any(|service| service.service.key.address == address)
+        self.services.iter().any(|service| service.service.address == address)
+    }
+
+    fn is_silent(&self, address: Address) -> bool {
+        self.is_vip(address) && self.silent.contains(&address)
     }
 
     fn flow_group(&self, index: u32) -> Option<HostGroup> {
@@ -354,7 +361,7 @@ impl Tables for HostTables {
     fn service_index(&self, key: &ServiceKey) -> Option<u16> {
         self.services
             .iter()
-            .position(|service| service.listed && service.service.key == *key)
+            .position(|service| service.listed && service.service.key() == *key)
             .map(|index| index as u16)
     }
 

@@ -84,7 +84,7 @@ impl Quoted {
 ///
 /// # Errors
 /// `NotTcp` or `NotVip` for what is no error about a flow that is known, which is the kernel's;
-/// otherwise the reason to drop it.
+/// otherwise the reason to drop it: `EchoUnhealthy` for a ping that is not to be answered.
 #[inline(always)]
 pub fn follow<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T) -> Result<Action, Reason> {
     let quoted = tables.quoted(frame)?;
@@ -105,7 +105,7 @@ pub fn follow<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T) -> Result<Actio
 /// Which flow a frame is an ICMP error about. What [`Stages::quoted`] does.
 ///
 /// # Errors
-/// `NotTcp` or `NotVip` if it is none.
+/// `NotTcp` or `NotVip` if it is none, `EchoUnhealthy` if it is a ping that is not to be answered.
 #[inline(always)]
 pub fn quoted<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Quoted, Reason> {
     // Each family by itself to the end: where both meet again the verifier finds fields unwritten.
@@ -118,7 +118,7 @@ pub fn quoted<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Quoted, Reas
             // What is cut short would lie about its length in a tunnel, too.
             let error = if end <= frame.len() { ipv4(frame, l3, &header) } else { None };
             let found = error.and_then(|e| find(tables, &e, destination));
-            found.ok_or_else(|| others(tables, destination))
+            found.ok_or_else(|| others(frame, l3, family, tables, destination))
         }
         Family::Ipv6 => {
             let header: Ipv6 = frame.read(l3).ok_or(Reason::Runt)?;
@@ -126,15 +126,56 @@ pub fn quoted<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Quoted, Reas
             let end = l3 + Ipv6::LEN + usize::from(u16::from_be_bytes(header.payload_length));
             let error = if end <= frame.len() { ipv6(frame, l3, &header) } else { None };
             let found = error.and_then(|e| find(tables, &e, destination));
-            found.ok_or_else(|| others(tables, destination))
+            found.ok_or_else(|| others(frame, l3, family, tables, destination))
         }
     }
 }
 
-/// Why what is not ours is left to the kernel.
+/// Why what is not ours is left to the kernel, or is not to be answered.
 #[inline(always)]
-fn others<T: Tables>(tables: &T, destination: Address) -> Reason {
-    if tables.is_vip(destination) { Reason::NotTcp } else { Reason::NotVip }
+fn others<F: Frame, T: Tables>(
+    frame: &F,
+    l3: usize,
+    family: Family,
+    tables: &T,
+    destination: Address,
+) -> Reason {
+    if !tables.is_vip(destination) {
+        Reason::NotVip
+    } else if tables.is_silent(destination) && is_echo(frame, l3, family) == Some(true) {
+        Reason::EchoUnhealthy
+    } else {
+        Reason::NotTcp
+    }
+}
+
+/// Whether a packet is a ping, or the first fragment of one, without which nobody puts together the
+/// others. Behind other extension headers nobody looks for it.
+#[inline(always)]
+fn is_echo<F: Frame>(frame: &F, l3: usize, family: Family) -> Option<bool> {
+    match family {
+        Family::Ipv4 => {
+            let header: Ipv4 = frame.read(l3)?;
+            let is_first = u16::from_be_bytes(header.fragment) & Ipv4::OFFSET == 0;
+            let kind: u8 = frame.read(l3 + usize::from(header.version_length & 0x0f) * 4)?;
+            Some(header.protocol == wire::ICMP && is_first && kind == Icmp::ECHO_V4)
+        }
+        Family::Ipv6 => {
+            let header: Ipv6 = frame.read(l3)?;
+            let mut at = l3 + Ipv6::LEN;
+            let mut next = header.next_header;
+            if next == Ipv6::FRAGMENT {
+                let [behind, _, high, low]: [u8; 4] = frame.read(at)?;
+                if u16::from_be_bytes([high, low]) & Ipv6::OFFSET != 0 {
+                    return Some(false);
+                }
+                next = behind;
+                at += Ipv6::FRAGMENT_LEN;
+            }
+            let kind: u8 = frame.read(at)?;
+            Some(next == wire::ICMPV6 && kind == Icmp::ECHO_V6)
+        }
+    }
 }
 
 #[inline(always)]
@@ -163,7 +204,7 @@ fn find<T: Tables>(tables: &T, error: &Error, destination: Address) -> Option<Qu
         return Some(Quoted(place | Quoted::TRANSLATED | Quoted::RETURN));
     }
     let service = tables.service(backend.service)?;
-    if !service::is_at(&service.key, sent.destination, sent.ports.destination) {
+    if !service::is_at(&service.key(), sent.destination, sent.ports.destination) {
         return None;
     }
     let translated = if nat::translates(backend) { Quoted::TRANSLATED } else { 0 };

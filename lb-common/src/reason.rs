@@ -122,6 +122,8 @@ reasons! {
         "A new flow for a service from port 0, which nobody has.";
     BadFlags = 28, Drop, "bad_flags",
         "TCP flags with which no flow begins or goes on (none, SYN with FIN or RST, FIN or data without ACK), for a service and of no known flow: somebody scans.";
+    EchoUnhealthy = 29, Drop, "echo_unhealthy",
+        "A ping of a VIP for which no backend takes flows now: its service is to be silent then (`icmp_echo = \"healthy\"`).";
 }
 
 #[cfg(test)]

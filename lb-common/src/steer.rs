@@ -121,10 +121,16 @@ pub trait Stages<F: Frame>: Tables + Sized {
         }
     }
 
-    /// One step along a segment's TCP options; see [`forward::nat::next_option`].
+    /// One step along a segment's TCP options; see [`forward::mss::next_option`].
     #[inline(always)]
     fn next_option(&self, frame: &F, at: u64) -> u64 {
-        forward::nat::next_option(frame, at)
+        forward::mss::next_option(frame, at)
+    }
+
+    /// Lowers the MSS of the SYN at the offset `l4` to `most`; see [`forward::mss::clamp`].
+    #[inline(always)]
+    fn clamp(&self, frame: &mut F, l4: u16, most: u16) {
+        forward::mss::clamp(frame, self, l4, most);
     }
 
     /// Makes of a frame the RST that answers its segment; see [`forward::reset::rewrite`].
@@ -220,10 +226,11 @@ pub fn odd_segment<F: Frame, T: Tables>(frame: &F, tables: &T) -> Result<Segment
     })
 }
 
-/// Decides about a segment, and keeps the flow table.
+/// Decides about a segment, and keeps the flow table. A SYN's MSS is lowered here already, if it is to
+/// be: who is settled is not asked again.
 #[inline(always)]
 pub fn steer<'t, F: Frame, T: Stages<F>>(
-    frame: &F,
+    frame: &mut F,
     segment: &Segment,
     tables: &'t T,
     now: u64,
@@ -269,6 +276,9 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
     match taken {
         Ok(taken) => match tables.backend(taken.index()) {
             Some(backend) => {
+                if let Some(most) = taken.clamp() {
+                    tables.clamp(frame, segment.l4, most);
+                }
                 let (index, word) = (taken.index(), taken.word());
                 if taken.is_return() {
                     Verdict::Return { index, word, hash }
@@ -308,7 +318,7 @@ fn owner<'t, T: Tables>(segment: &Segment, tables: &'t T, entry: Entry) -> Owner
         return Owner::Absent;
     }
     match tables.service(backend.service) {
-        Some(service) if service::is_for(segment, &service.key) => {
+        Some(service) if service::is_for(segment, &service.key()) => {
             if state.forwards() {
                 Owner::Lives(backend)
             } else {

@@ -27,6 +27,9 @@ pub trait Tables {
     /// Whether some service has this address, exactly.
     fn is_vip(&self, address: Address) -> bool;
 
+    /// Whether this is the address of a service, and pings of it are not answered now.
+    fn is_silent(&self, address: Address) -> bool;
+
     /// A group of the flow table.
     fn flow_group(&self, index: u32) -> Option<Self::Group>;
 

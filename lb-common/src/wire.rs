@@ -115,6 +115,10 @@ impl Ipv6 {
     pub const ROUTING: u8 = 43;
     /// Next header: fragment.
     pub const FRAGMENT: u8 = 44;
+    /// Length of that header.
+    pub const FRAGMENT_LEN: usize = 8;
+    /// The offset, in its second half-word.
+    pub const OFFSET: u16 = 0xfff8;
     /// Next header: destination options.
     pub const DESTINATION_OPTIONS: u8 = 60;
 }
@@ -138,6 +142,10 @@ impl Icmp {
     pub const LEN: usize = size_of::<Self>();
     /// Offset of the checksum.
     pub const CHECKSUM: usize = 2;
+    /// Kind: echo request, a ping.
+    pub const ECHO_V4: u8 = 8;
+    /// The same of ICMPv6 (RFC 4443 §4.1).
+    pub const ECHO_V6: u8 = 128;
 
     /// Whether it is an error: destination unreachable, time exceeded, parameter problem (RFC 792).
     #[inline(always)]

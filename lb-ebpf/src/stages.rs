@@ -8,7 +8,7 @@ use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
     abi::ELSEWHERE,
     forward::{
-        self, Action,
+        self, Action, mss,
         nat::{self, Carry},
     },
     icmp::{self, Quoted},
@@ -81,6 +81,11 @@ impl Stages<XdpFrame> for Kernel {
     #[inline(always)]
     fn next_option(&self, frame: &XdpFrame, at: u64) -> u64 {
         self::next_option(frame.ctx, at)
+    }
+
+    #[inline(always)]
+    fn clamp(&self, frame: &mut XdpFrame, l4: u16, most: u16) {
+        self::clamp(frame.ctx, u32::from(l4), u32::from(most));
     }
 
     // The segment is read again: what a function looks at must lie on the stack, and of one that is
@@ -212,7 +217,15 @@ extern "C" fn restore(at: u32, word: u32) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 extern "C" fn next_option(ctx: *mut xdp_md, at: u64) -> u64 {
-    opaque(nat::next_option(&XdpFrame::new(&XdpContext::new(ctx)), at) as usize) as u64
+    opaque(mss::next_option(&XdpFrame::new(&XdpContext::new(ctx)), at) as usize) as u64
+}
+
+#[unsafe(no_mangle)]
+#[inline(never)]
+extern "C" fn clamp(ctx: *mut xdp_md, l4: u32, most: u32) -> u64 {
+    let mut frame = XdpFrame::new(&XdpContext::new(ctx));
+    mss::clamp(&mut frame, &Kernel::BEHIND_FILTER, l4 as u16, most as u16);
+    opaque(0) as u64
 }
 
 /// The place of the interface with this index, where there are several.

@@ -141,6 +141,12 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn is_silent(&self, address: Address) -> bool {
+        // SAFETY: a word, which is written whole.
+        unsafe { maps::VIPS.get(address) }.is_some_and(|value| *value == abi::SILENT)
+    }
+
+    #[inline(always)]
     fn flow_group(&self, index: u32) -> Option<Group> {
         maps::FLOWS.get_ptr_mut(index).map(|group| Group(group.cast()))
     }

@@ -84,6 +84,10 @@ pub struct Service {
     pub client_address: ClientAddress,
     /// What of a flow chooses its backend.
     pub affinity: Affinity,
+    /// When pings of its address are answered.
+    pub icmp_echo: IcmpEcho,
+    /// What the MSS that its clients announce is lowered to, bytes; `None`: it stays.
+    pub mss_clamp: Option<u16>,
     /// Slots of the Maglev table; a prime.
     pub slots: u32,
     /// How long a drain waits for flows to end.
@@ -111,6 +115,26 @@ pub struct Service {
     pub backends: Vec<Backend>,
     /// Taken away by the operator: no new flows; it goes with its last backend.
     pub leaving: bool,
+}
+
+/// When the kernel is let answer pings of a VIP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub enum IcmpEcho {
+    /// Whenever this host owns the address.
+    #[default]
+    Always,
+    /// While a service of the address that says so has a backend that takes flows.
+    Healthy,
+}
+
+impl IcmpEcho {
+    /// As the configuration has it.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Always => "always",
+            Self::Healthy => "healthy",
+        }
+    }
 }
 
 /// One server of one service.
@@ -304,6 +328,8 @@ pub(crate) mod sample {
             forwarding: Forwarding::L2,
             client_address: ClientAddress::default(),
             affinity: Affinity::None,
+            icmp_echo: IcmpEcho::Always,
+            mss_clamp: None,
             slots: 251,
             drain_deadline: Duration::from_secs(300),
             health: None,

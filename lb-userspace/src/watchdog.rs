@@ -76,8 +76,8 @@ pub fn self_test(datapath: &Datapath, image: &Image) -> Vec<Failure> {
             continue;
         };
         // Of any port one that no other service has.
-        let others = image.services.values().map(|other| Vip::from(&other.service.key));
-        let vip = Vip::from(&record.key).served_at(others);
+        let others = image.services.values().map(|other| Vip::from(&other.service.key()));
+        let vip = Vip::from(&record.key()).served_at(others);
         let sent = segment(SocketAddr::new(stranger(vip), SELF_TEST_PORT), vip, Tcp::SYN);
         let wanted =
             Wanted { settings: datapath.settings(), image, service: *index, slot: Cell::new(0) };
@@ -170,6 +170,10 @@ impl Tables for Wanted<'_> {
         self.image.is_vip(address)
     }
 
+    fn is_silent(&self, address: Address) -> bool {
+        self.image.is_silent(address)
+    }
+
     fn flow_group(&self, _index: u32) -> Option<NoFlows> {
         Some(NoFlows)
     }
@@ -195,7 +199,7 @@ impl Tables for Wanted<'_> {
     }
 
     fn service_index(&self, key: &ServiceKey) -> Option<u16> {
-        self.service(self.service).filter(|service| service.key == *key).map(|_| self.service)
+        self.service(self.service).filter(|service| service.key() == *key).map(|_| self.service)
     }
 
     fn service(&self, index: u16) -> Option<&Service> {

@@ -32,6 +32,7 @@ use lb_common::{
     probe,
     reason::Reason,
     steer,
+    tables::Tables as _,
     trace::{self, Filter, Tally},
 };
 use lb_userspace::datapath::{ANSWERS, Mapping, OBJECT, PROBE, Raw, TRACED, TRACED_OBJECT};
@@ -281,10 +282,12 @@ impl Kernel {
             self.service_index.remove(&key)?;
         }
         for (index, service) in (0..).zip(&tables.services) {
-            let key = service.service.key;
+            let key = service.service.key();
             self.services.set(index, Raw(service.service), 0).context("write SERVICES")?;
             self.set_slots(index, &service.slots)?;
-            self.vips.insert(Raw(key.address), 1, 0).context("write VIPS")?;
+            self.vips
+                .insert(Raw(key.address), u32::from(tables.is_silent(key.address)), 0)
+                .context("write VIPS")?;
             if service.listed {
                 self.service_index.insert(Raw(key), index, 0).context("write SERVICE_INDEX")?;
             }

@@ -4,16 +4,16 @@
 //! input: what comes before it u8 (as of `steer`), frame
 //! ```
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 
 use lb_common::{
     frame::HostFrame,
     host::{
-        HostTables,
-        sample::{self, BALANCER_MAC, ClientFrame, FAMILIES, Purpose, ROUTER_MAC},
+        HostTables, errors,
+        sample::{self, ClientFrame, FAMILIES, Purpose},
     },
-    parse::{self, Family},
-    wire::{self, Tcp},
+    parse,
+    wire::Tcp,
 };
 
 use super::steer::{FLOWS, prepare};
@@ -75,11 +75,12 @@ pub fn seeds() -> Vec<Seed> {
     let tables = sample::tables(4 * FLOWS);
     let mut seeds = Vec::new();
     for Flow { name, client, vip, translated } in begin_flows(&tables) {
-        let mut add = |what: &str, from, to| {
+        let mut add = |what: &str, from: SocketAddr, to| {
             for (kind, error) in ERRORS {
                 for quoted in [8, 20] {
-                    let frame = about(error, from, to, quoted);
-                    let bytes = [&[0], &*frame].concat();
+                    let error = error[usize::from(from.is_ipv6())];
+                    let frame = errors::about(error, from, to, quoted);
+                    let bytes = [&[0], &*frame.bytes].concat();
                     seeds.push(Seed {
                         name: format!("{name} {kind} {what}, {quoted} bytes"),
                         bytes,
@@ -101,58 +102,3 @@ const ERRORS: [(&str, [[u8; 2]; 2]); 3] = [
     ("unreachable", [[3, 1], [1, 0]]),
     ("time exceeded", [[11, 0], [3, 0]]),
 ];
-
-/// A router's error about a segment of which so many bytes are quoted, to whom has sent it.
-fn about(error: [[u8; 2]; 2], from: SocketAddr, to: SocketAddr, quoted: usize) -> Vec<u8> {
-    let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
-    let tcp = [&ports[..], &[0, 0, 0, 7, 0, 0, 0, 9, 0x50, 0x10, 0xff, 0xff, 1, 2, 0, 0]].concat();
-    let inner = packet(from.ip(), to.ip(), wire::TCP, &tcp[..quoted]);
-    let (family, router, protocol) = match from {
-        SocketAddr::V4(_) => (Family::Ipv4, IpAddr::V4(Ipv4Addr::new(192, 0, 2, 254)), wire::ICMP),
-        SocketAddr::V6(_) => {
-            let router = Ipv6Addr::new(0x2001, 0xdb8, 0xffff, 0, 0, 0, 0, 0xfe);
-            (Family::Ipv6, IpAddr::V6(router), wire::ICMPV6)
-        }
-    };
-    let mut message = [&error[family as usize][..], &[0, 0, 0, 0, 5, 0x14], &inner].concat();
-    let ends = if family == Family::Ipv6 {
-        let length = (message.len() as u32).to_be_bytes();
-        [octets(router), octets(from.ip()), length.to_vec(), vec![0, 0, 0, protocol]].concat()
-    } else {
-        Vec::new()
-    };
-    let sum = sample::internet_checksum(&[&ends, &message]);
-    message[2..4].copy_from_slice(&sum);
-    let kind = match family {
-        Family::Ipv4 => wire::ethernet::IPV4,
-        Family::Ipv6 => wire::ethernet::IPV6,
-    };
-    let packet = packet(router, from.ip(), protocol, &message);
-    [&BALANCER_MAC[..], &ROUTER_MAC, &kind, &packet].concat()
-}
-
-/// An IP header, its checksum right, and what it carries.
-fn packet(from: IpAddr, to: IpAddr, protocol: u8, content: &[u8]) -> Vec<u8> {
-    let length = |header: usize| ((header + content.len()) as u16).to_be_bytes();
-    let mut header = if from.is_ipv4() {
-        let [a, b] = length(20);
-        vec![0x45, 0, a, b, 0x12, 0x34, 0, 0, 60, protocol, 0, 0]
-    } else {
-        let [a, b] = length(0);
-        vec![0x60, 0, 0, 0, a, b, protocol, 60]
-    };
-    header.extend(octets(from));
-    header.extend(octets(to));
-    if from.is_ipv4() {
-        let sum = sample::internet_checksum(&[&header]);
-        header[10..12].copy_from_slice(&sum);
-    }
-    [&header, content].concat()
-}
-
-fn octets(address: IpAddr) -> Vec<u8> {
-    match address {
-        IpAddr::V4(address) => address.octets().to_vec(),
-        IpAddr::V6(address) => address.octets().to_vec(),
-    }
-}

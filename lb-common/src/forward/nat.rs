@@ -1,15 +1,19 @@
 //! Translation: other addresses and ports, both ways, and one hop less.
 //!
 //! Checksums change by what changes under them (RFC 1624), so that what was damaged on its way here
-//! stays so. The MSS of a SYN is lowered to what fits the narrower of the two sides (RFC 9293
-//! §3.7.1), because what a path is too narrow for can't be fragmented here.
+//! stays so. The MSS of a SYN, of either side, is lowered to what fits the way to the backend, because
+//! what a path is too narrow for can't be fragmented here.
 
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
     address::Address,
     checksum::Change,
-    forward::{Action, l2, leave_by, way},
+    forward::{
+        Action, l2, leave_by,
+        mss::{self, Lowered},
+        way,
+    },
     frame::Frame,
     nat::{self, Tuple},
     parse::{Family, Ports, Segment},
@@ -207,10 +211,11 @@ fn finish<F: Frame, T: Stages<F>>(
     let old = Ports { source: header.source, destination: header.destination };
     let mut change = Change::of(header.checksum).and(addresses).word(old.word(), to.ports.word());
     if carry.is(Carry::SYN) {
-        let mtu = tables.backend(carry.backend()).map_or(0, |backend| backend.mtu);
-        let most = mtu.saturating_sub((ip_header + Tcp::LEN) as u16);
+        let backend = tables.backend(carry.backend()).ok_or(Reason::NoBackend)?;
+        let fits = backend.mtu.saturating_sub((ip_header + Tcp::LEN) as u16);
+        let most = mss::least(fits, mss::most(tables.service(backend.service)));
         if most != 0
-            && let Some(Lowered { old, new }) = lower_mss(frame, tables, l4, &header, most)
+            && let Some(Lowered { old, new }) = mss::lower(frame, tables, l4, &header, most)
         {
             change = change.pair(old, new);
         }
@@ -235,75 +240,6 @@ struct Ipv4End {
 
 /// Offset of the TTL in an IPv4 header.
 const TTL: usize = 8;
-
-/// Two bytes of the segment as its checksum sees them.
-struct Lowered {
-    old: u16,
-    new: u16,
-}
-
-/// Option kinds (RFC 9293 §3.1).
-mod option {
-    pub const END: u8 = 0;
-    pub const NO_OPERATION: u8 = 1;
-    pub const MAXIMUM_SEGMENT_SIZE: u8 = 2;
-}
-
-/// Set in what [`next_option`] tells when the option that it has looked at is the MSS.
-const IS_MSS: u64 = 1 << 32;
-
-/// One step along TCP options, from the one at the offset `at` in the frame: the offset of the next,
-/// or of this one's value and `IS_MSS`; 0 after the last. What
-/// [`Stages::next_option`] does: the verifier would follow each
-/// way through ten options.
-#[inline(always)]
-pub fn next_option<F: Frame>(frame: &F, at: u64) -> u64 {
-    let Some([kind, length]) = frame.read::<[u8; 2]>(at as usize) else { return 0 };
-    match kind {
-        option::END => 0,
-        option::NO_OPERATION => at + 1,
-        option::MAXIMUM_SEGMENT_SIZE if length == 4 => IS_MSS | (at + 2),
-        _ if length < 2 => 0,
-        _ => at + u64::from(length),
-    }
-}
-
-/// Lowers a SYN's MSS option, if it has one that is larger.
-#[inline(always)]
-fn lower_mss<F: Frame, T: Stages<F>>(
-    frame: &mut F,
-    tables: &T,
-    l4: usize,
-    header: &Tcp,
-    most: u16,
-) -> Option<Lowered> {
-    let end = l4 + usize::from(header.offset >> 4) * 4;
-    let mut next = (l4 + Tcp::LEN) as u64;
-    // So many options have room in a header.
-    for _ in 0..Tcp::MAX_LEN - Tcp::LEN {
-        if next == 0 || next & IS_MSS != 0 {
-            break;
-        }
-        next = tables.next_option(frame, next);
-    }
-    let at = (next & !IS_MSS) as usize;
-    if next & IS_MSS == 0 || at + 2 > end {
-        return None;
-    }
-    let value: [u8; 2] = frame.read(at)?;
-    if u16::from_be_bytes(value) <= most {
-        return None;
-    }
-    let lower = most.to_be_bytes();
-    frame.write(at, lower)?;
-    let (old, new) = (u16::from_ne_bytes(value), u16::from_ne_bytes(lower));
-    // At an odd offset its bytes stand in two words, each in the other half.
-    Some(if (at - l4).is_multiple_of(2) {
-        Lowered { old, new }
-    } else {
-        Lowered { old: old.swap_bytes(), new: new.swap_bytes() }
-    })
-}
 
 #[cfg(test)]
 mod tests;

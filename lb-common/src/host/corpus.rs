@@ -8,6 +8,7 @@ use core::{
 };
 use std::{vec, vec::Vec};
 
+use super::errors;
 use super::sample::{self, ClientFrame, FAMILIES, INTERFACE, Purpose};
 use crate::{frame::HostFrame, parse::Family, reason::Reason, wire::Tcp};
 
@@ -87,6 +88,12 @@ fn with(mut frame: HostFrame, at: usize, bytes: &[u8]) -> HostFrame {
 fn cut(mut frame: HostFrame, len: usize) -> HostFrame {
     frame.bytes.truncate(len);
     frame
+}
+
+fn ping(family: Family) -> HostFrame {
+    let kind = if family == Family::Ipv4 { 8 } else { 128 };
+    let client = sample::client(family, 1, 0).ip();
+    errors::echo(client, sample::vip(Purpose::L2, family).ip(), kind)
 }
 
 /// Offsets in an untagged frame.
@@ -288,6 +295,7 @@ fn ipv4() -> Vec<Row> {
         ("IPv4 length 1 beyond the frame", length(47), Err(Reason::BadLength)),
         ("IPv4 length 65,535", length(u16::MAX), Err(Reason::BadLength)),
         ("ping", protocol(1), Err(Reason::NotTcp)),
+        ("a whole ping", ping(Family::Ipv4), Err(Reason::NotTcp)),
         ("IPv4 in IPv4", protocol(4), Err(Reason::NotTcp)),
         ("UDP", protocol(17), Err(Reason::NotTcp)),
         ("IPv6 in IPv4", protocol(41), Err(Reason::NotTcp)),
@@ -388,6 +396,7 @@ fn ipv6() -> Vec<Row> {
         ("IPv6 length 65,535", length(u16::MAX), Err(Reason::BadLength)),
         ("IPv6 UDP", next(17), Err(Reason::NotTcp)),
         ("ICMPv6", next(58), Err(Reason::NotTcp)),
+        ("a whole ping of IPv6", ping(Family::Ipv6), Err(Reason::NotTcp)),
         ("no next header", next(59), Err(Reason::NotTcp)),
         ("ESP", next(50), Err(Reason::NotTcp)),
         ("AH", next(51), Err(Reason::NotTcp)),

@@ -1,5 +1,5 @@
-//! ICMP errors about what backends have sent, as routers send them: right ones, and such as are no
-//! error about a flow that is known.
+//! ICMP: errors about what backends have sent, as routers send them, right ones and such as are no
+//! error about a flow that is known; and pings.
 
 use core::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::{vec, vec::Vec};
@@ -42,24 +42,34 @@ fn packet(from: IpAddr, to: IpAddr, protocol: u8, hops: u8, content: &[u8]) -> V
 
 /// "Packet too big" about a packet with these ends, of which so much is quoted.
 pub fn too_big(from: SocketAddr, to: SocketAddr, quoted: usize) -> HostFrame {
+    about(if from.is_ipv4() { [3, 4] } else { [2, 0] }, from, to, quoted)
+}
+
+/// A router's error of this type and code about a segment with these ends, of which so many bytes are
+/// quoted, to whom has sent it.
+pub fn about(error: [u8; 2], from: SocketAddr, to: SocketAddr, quoted: usize) -> HostFrame {
     let ports = [from.port().to_be_bytes(), to.port().to_be_bytes()].concat();
     let tcp = [&ports[..], &[0, 0, 0, 7, 0, 0, 0, 9, 0x50, 0x10, 0xff, 0xff, 1, 2, 0, 0]].concat();
     let inner = packet(from.ip(), to.ip(), wire::TCP, 60, &tcp[..quoted]);
-    error(from.ip(), &inner)
+    let family = if from.is_ipv4() { Family::Ipv4 } else { Family::Ipv6 };
+    let icmp = [&error[..], &[0, 0, 0, 0, 0x05, 0x14], &inner].concat();
+    message(router(family), from.ip(), &icmp)
 }
 
-/// "Packet too big" about these bytes, to whom has sent them.
-fn error(to: IpAddr, inner: &[u8]) -> HostFrame {
-    let (family, protocol, kind) = match to {
-        IpAddr::V4(_) => (Family::Ipv4, wire::ICMP, [3, 4, 0, 0, 0, 0, 0x05, 0x14]),
-        IpAddr::V6(_) => (Family::Ipv6, wire::ICMPV6, [2, 0, 0, 0, 0, 0, 0x05, 0x14]),
-    };
-    let mut icmp = [&kind[..], inner].concat();
-    let sum = checksum_of(router(family), to, &icmp);
+/// Echo, asked or answered as `kind` says (RFC 792, RFC 4443 §4).
+pub fn echo(from: IpAddr, to: IpAddr, kind: u8) -> HostFrame {
+    message(from, to, &[kind, 0, 0, 0, 0, 1, 0, 1, b'p', b'i', b'n', b'g'])
+}
+
+/// An ICMP message, its checksum right, from behind the router.
+fn message(from: IpAddr, to: IpAddr, icmp: &[u8]) -> HostFrame {
+    let mut icmp = icmp.to_vec();
+    let sum = checksum_of(from, to, &icmp);
     icmp[2..4].copy_from_slice(&sum);
-    let kind: [u8; 2] = if to.is_ipv4() { [8, 0] } else { [0x86, 0xdd] };
+    let (kind, protocol): ([u8; 2], u8) =
+        if to.is_ipv4() { ([8, 0], wire::ICMP) } else { ([0x86, 0xdd], wire::ICMPV6) };
     let head = [&BALANCER_MAC[..], &ROUTER_MAC, &kind].concat();
-    HostFrame::new([head, packet(router(family), to, protocol, 64, &icmp)].concat())
+    HostFrame::new([head, packet(from, to, protocol, 64, &icmp)].concat())
 }
 
 /// The checksum of an ICMP message between these two, its own field being zero (RFC 792, RFC 4443

@@ -40,6 +40,8 @@ pub const BALANCER_V6: Ipv6Addr = Ipv6Addr::new(0x2001, 0xdb8, 1, 0, 0, 0, 0, 1)
 pub const PROBE_INTERFACE: u32 = 3;
 /// MTU of the backends' routes.
 pub const MTU: u16 = 1500;
+/// What the MSS is lowered to of clients of the services with affinity.
+pub const CLAMP: u16 = 1200;
 
 /// Both IP versions.
 pub const FAMILIES: [Family; 2] = [Family::Ipv4, Family::Ipv6];
@@ -311,6 +313,7 @@ pub fn tables(flows: usize) -> HostTables {
             add_service(&mut tables, purpose, family);
         }
     }
+    tables.silent.extend(FAMILIES.map(|family| Address::from(vip(Purpose::Empty, family).ip())));
     tables.settings.probe_interface = PROBE_INTERFACE;
     for family in FAMILIES {
         tables.add_probe_source(prober(0, family).ip().into());
@@ -346,7 +349,6 @@ fn add_service(tables: &mut HostTables, purpose: Purpose, family: Family) {
     maglev::fill(&members, &mut slots, &mut [Progress::default(); BACKENDS as usize]);
     let affinity = if purpose == Purpose::SourceIp { Affinity::SourceIp } else { Affinity::None };
     let service = Service {
-        key: service_key(purpose, family),
         slots: SLOTS,
         affinity: affinity as u8,
         nat_count: 2 * u8::from(purpose == Purpose::NatAddresses),
@@ -355,6 +357,8 @@ fn add_service(tables: &mut HostTables, purpose: Purpose, family: Family) {
             Purpose::NatAddresses => 3 + 2 * family as u16,
             _ => 0,
         },
+        mss_clamp: if purpose == Purpose::SourceIp { CLAMP } else { 0 },
+        ..Service::of(&service_key(purpose, family))
     };
     tables.add_service(service, slots);
     if purpose.forwarding() != Forwarding::Nat {

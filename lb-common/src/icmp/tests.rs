@@ -164,3 +164,60 @@ fn an_error_with_its_last_hop_is_dropped() {
         assert_eq!(tables.take_counted().reason(Reason::HopLimit), 1);
     }
 }
+
+/// A ping of a VIP from a client, or a fragment of one.
+fn ping(family: Family, vip: IpAddr, kind: u8, fragment: Option<u16>) -> HostFrame {
+    let client = sample::client(family, 7, 0).ip();
+    let mut frame = errors::echo(client, vip, kind);
+    match (family, fragment) {
+        (_, None) => {}
+        (Family::Ipv4, Some(offset)) => {
+            // More of them follow.
+            frame.bytes[20..22].copy_from_slice(&(0x2000 | (offset / 8)).to_be_bytes());
+            frame.bytes[24..26].fill(0);
+            let checksum = sample::internet_checksum(&[&frame.bytes[14..34]]);
+            frame.bytes[24..26].copy_from_slice(&checksum);
+        }
+        (Family::Ipv6, Some(offset)) => {
+            frame.bytes[20] = Ipv6::FRAGMENT;
+            frame.bytes[18..20].copy_from_slice(&20u16.to_be_bytes());
+            let [high, low] = (offset | 1).to_be_bytes();
+            frame.bytes.splice(54..54, [wire::ICMPV6, 0, high, low, 0, 0, 0, 1]);
+        }
+    }
+    frame
+}
+
+#[test]
+fn a_ping_of_a_silent_vip_and_nothing_else_is_dropped() {
+    for family in FAMILIES {
+        let vip = |purpose| sample::vip(purpose, family).ip();
+        let mut tables = sample::tables(1024);
+        tables.silent.push(vip(Purpose::L2).into());
+        // Who is no VIP is not silent, whatever the list says.
+        let host = match family {
+            Family::Ipv4 => IpAddr::from([192, 0, 2, 99]),
+            Family::Ipv6 => "2001:db8::99".parse().expect("an address"),
+        };
+        tables.silent.push(host.into());
+        let (echo, reply) = if family == Family::Ipv4 { (8, 0) } else { (128, 129) };
+        let silent = Some(Reason::EchoUnhealthy);
+        let other = Some(Reason::NotTcp);
+        for (what, to, kind, fragment, reason) in [
+            ("a ping", vip(Purpose::L2), echo, None, silent),
+            ("a large one's first part", vip(Purpose::L2), echo, Some(0), silent),
+            ("a large one's second part", vip(Purpose::L2), echo, Some(1480), other),
+            ("an answer", vip(Purpose::L2), reply, None, other),
+            ("a ping of another", vip(Purpose::InIpv4), echo, None, other),
+        ] {
+            let (action, frame) = process(&tables, &ping(family, to, kind, fragment));
+            assert_eq!(frame, ping(family, to, kind, fragment), "{what}");
+            let counted = tables.take_counted();
+            let counts = Reason::ALL.iter().copied().find(|reason| counted.reason(*reason) == 1);
+            assert_eq!(counts, reason, "{what} {family:?}");
+            assert_eq!(action == Action::Drop, reason == silent, "{what}");
+        }
+        process(&tables, &ping(family, host, echo, None));
+        assert_eq!(tables.take_counted().reason(Reason::NotVip), 1);
+    }
+}

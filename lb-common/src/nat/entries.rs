@@ -143,7 +143,7 @@ impl Turn {
             let is_of = |record: &FlowRecord| sent.is_of_return(record, tables);
             let record = record_of(tables, word, self.hash, is_of)?;
             let service = tables.service(backend.service)?;
-            let hash = Tuple::of_client(&record, &service.key).hash(family, settings);
+            let hash = Tuple::of_client(&record, &service.key()).hash(family, settings);
             Some(Half { record, hash })
         } else {
             let is_of = |record: &FlowRecord| sent.is_of_client(record);

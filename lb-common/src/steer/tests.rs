@@ -18,6 +18,7 @@ use crate::{
 };
 
 mod any_port;
+mod clamp;
 mod passive;
 
 const FLOWS: usize = 1024;
@@ -49,7 +50,7 @@ fn parsed(frame: &ClientFrame) -> Segment {
 
 /// Sends a segment `tick` ticks after the beginning.
 fn send(tables: &HostTables, frame: &ClientFrame, tick: u64) -> Said {
-    match steer(&frame.frame(), &parsed(frame), tables, at(tables, tick)) {
+    match steer(&mut frame.frame(), &parsed(frame), tables, at(tables, tick)) {
         Verdict::Forward { backend, index, hash, .. } => {
             assert_eq!(*backend, tables.backends[usize::from(index)]);
             assert_eq!(hash, hash::of_flow(&parsed(frame), &tables.settings.hash_keys));

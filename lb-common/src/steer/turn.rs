@@ -9,6 +9,7 @@ use crate::{
     abi::{Backend, FlowRecord, NatHop, SELF_TEST_INTERFACE, SELF_TEST_PORT, Service, Settings},
     counters::Event,
     flow::{self, Entry, Found, Kind, State, Step, Words},
+    forward::mss,
     hash, maglev,
     nat::{self, Reserved},
     parse::Segment,
@@ -42,12 +43,29 @@ impl Taken {
     const RESTORE: u64 = 1 << 19;
     const KNOWN: u64 = 1 << 20;
     const PLACE_SHIFT: u32 = 21;
+    const CLAMP: u64 = 1 << 23;
     const WORD_SHIFT: u32 = 32;
 
     /// It goes to this backend.
     #[inline(always)]
     pub const fn at(index: u16) -> Self {
         Self(index as u64)
+    }
+
+    /// A SYN of what is not translated, whose MSS is to be lowered to `most`; 0: it stays.
+    #[inline(always)]
+    const fn clamped(self, most: u16) -> Self {
+        if most == 0 {
+            self
+        } else {
+            Self(self.0 | Self::CLAMP | (most as u64) << Self::WORD_SHIFT)
+        }
+    }
+
+    /// What the segment's MSS is to be lowered to, if it is.
+    #[inline(always)]
+    pub(super) const fn clamp(self) -> Option<u16> {
+        if self.0 & Self::CLAMP == 0 { None } else { Some((self.0 >> Self::WORD_SHIFT) as u16) }
     }
 
     /// A known flow that is translated: [`Turn::follow`] tells.
@@ -269,7 +287,11 @@ impl Turn {
                     Step::Keep(_) if nat::translates(backend) => return Ok(Taken::FOLLOW),
                     Step::Keep(next) => {
                         let word = group_index * flow::GROUP as u32 + index as u32;
-                        return Ok(Taken::at(self.keep(tables, &group, word, backend, next)));
+                        let taken = Taken::at(self.keep(tables, &group, word, backend, next));
+                        return Ok(match kind {
+                            Kind::Syn => taken.clamped(mss::most(tables.service(backend.service))),
+                            Kind::Ack | Kind::Fin | Kind::Rst => taken,
+                        });
                     }
                     Step::Renew => Place::Found,
                 },
@@ -333,7 +355,10 @@ impl Turn {
             Some(index) => self.record(tables, group_index * flow::GROUP as u32 + index as u32),
             None => tables.count_event(backend, Event::Untracked),
         }
-        Ok(Taken::at(backend))
+        Ok(match kind {
+            Kind::Syn => Taken::at(backend).clamped(service.mss_clamp),
+            Kind::Ack | Kind::Fin | Kind::Rst => Taken::at(backend),
+        })
     }
 
     /// Why a segment that no service is for is left to this host.

@@ -62,6 +62,12 @@ pub struct NewService {
     /// none or source-ip
     #[arg(long, value_name = "WHAT")]
     affinity: Option<String>,
+    /// When pings of the VIP are answered: always, or while a backend takes flows: healthy
+    #[arg(long, value_name = "WHEN")]
+    icmp_echo: Option<String>,
+    /// Lower the MSS that clients announce to this, in bytes
+    #[arg(long, value_name = "N")]
+    mss_clamp: Option<i64>,
     /// Slots of its Maglev table, a prime
     #[arg(long, value_name = "N")]
     slots: Option<i64>,
@@ -181,6 +187,8 @@ pub async fn add_service(client: &Client, new: NewService) -> anyhow::Result<Exi
         nat: new.client_address.map(|word| NatSpec { client_address: Some(word) }),
         nat_addresses: new.nat_address,
         affinity: new.affinity,
+        icmp_echo: new.icmp_echo,
+        mss_clamp: new.mss_clamp,
         slots: new.slots,
         drain_deadline: new.drain_deadline,
         min_available: new.min_available,

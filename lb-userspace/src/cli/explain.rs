@@ -190,7 +190,8 @@ fn service(explanation: &Explanation) -> Step {
     let name = explanation.daemon.as_ref().and_then(|told| told.service.clone());
     let name = name.unwrap_or_else(|| format!("number {}", service.index));
     let slots = exact(u64::from(service.slots));
-    Step::new("service", format!("{name}: {slots} slots, affinity {}", service.affinity))
+    let mss = service.mss_clamp.map(|most| format!(", MSS of {most} at most")).unwrap_or_default();
+    Step::new("service", format!("{name}: {slots} slots, affinity {}{mss}", service.affinity))
 }
 
 fn flow(explanation: &Explanation) -> Step {

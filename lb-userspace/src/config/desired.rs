@@ -24,7 +24,9 @@ use super::{
 };
 use crate::{
     drain::Admin,
-    model::{Backend, Dataplane, Desired, IdleTimeouts, NoVip, Outlier, Service, Vip, XdpMode},
+    model::{
+        Backend, Dataplane, Desired, IcmpEcho, IdleTimeouts, NoVip, Outlier, Service, Vip, XdpMode,
+    },
 };
 
 pub(super) const DRAIN_DEADLINE: Duration = Duration::from_secs(5 * 60);
@@ -35,6 +37,10 @@ pub(super) const PANIC_THRESHOLD: f64 = 0.5;
 const FLOW_CAPACITY: (i64, i64) = (1 << 10, 1 << 28);
 const DRAIN_DEADLINES: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(30 * 86_400));
 const SLOW_STARTS: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
+/// The MSS of who announces none (RFC 9293 §3.7.1).
+const LEAST_MSS_V4: i64 = 536;
+/// What IPv6's smallest MTU leaves of it (RFC 8200 §5).
+const LEAST_MSS_V6: i64 = 1220;
 const MIN_AVAILABLE: (i64, i64) = (0, capacity::BACKENDS as i64 - 1);
 /// A time-out below a tick of the flow table, some seconds, could not be kept.
 const IDLE_TIMES: (Duration, Duration) = (Duration::from_secs(1), Duration::from_secs(86_400));
@@ -198,6 +204,18 @@ pub(super) fn service(
         Affinity::None,
         &[(Affinity::None.name(), Affinity::None), (Affinity::SourceIp.name(), Affinity::SourceIp)],
     )?;
+    let icmp_echo = choice(
+        source,
+        "icmp_echo",
+        raw.icmp_echo,
+        IcmpEcho::default(),
+        &[IcmpEcho::Always, IcmpEcho::Healthy].map(|word| (word.name(), word)),
+    )?;
+    let mss_clamp = raw.mss_clamp.map(|number| {
+        let least = if vip.ip().is_ipv4() { LEAST_MSS_V4 } else { LEAST_MSS_V6 };
+        ranged(source, "mss_clamp", &number, (least, i64::from(u16::MAX)))
+    });
+    let mss_clamp = mss_clamp.transpose()?.map(|most| most as u16);
     let slots_at = raw.slots.as_ref().map_or(at, Spanned::span);
     let slots = slots(source, raw.slots)?;
     let drain_deadline = match raw.drain_deadline {
@@ -224,6 +242,8 @@ pub(super) fn service(
         forwarding,
         client_address,
         affinity,
+        icmp_echo,
+        mss_clamp,
         slots,
         drain_deadline,
         health,

@@ -105,7 +105,7 @@ mod tests {
                     flow_capacity = 2048\nhash_seed = \"s \\\"q\\\"\"\nown_vips = false\n\
                     tunnel_source = [\"10.255.0.0/16\"]\n[http]\nlisten = \"off\"\n\
                     [[service]]\nname = \"w\"\nvip = \"203.0.113.1:80\"\nforwarding = \"ipip\"\n\
-                    affinity = \"source-ip\"\nslots = 251\ndrain_deadline = \"90s\"\n\
+                    affinity = \"source-ip\"\nicmp_echo = \"healthy\"\nmss_clamp = 1360\nslots = 251\ndrain_deadline = \"90s\"\n\
                     min_available = 2\nfail_open = false\nreset_unreachable = false\n\
                     panic_threshold = 0.25\nslow_start = \"30s\"\noutlier = \"eject\"\n\
                     idle_timeout = { embryonic = \"10s\", established = \"1h\", closing = \"3s\" }\n\
@@ -118,6 +118,8 @@ mod tests {
         assert_eq!(parse(&exported, "export").expect("valid"), desired, "{exported}");
         assert_eq!(desired.services[0].idle.established.as_secs(), 3600);
         assert!(desired.services[0].backends[0].backup);
+        assert_eq!(desired.services[0].icmp_echo.name(), "healthy");
+        assert_eq!(desired.services[0].mss_clamp, Some(1360));
         assert_eq!(desired.services[0].outlier.name(), "eject");
     }
 

@@ -46,6 +46,8 @@ pub struct Service {
     pub nat: Option<Spanned<Nat>>,
     pub nat_addresses: Option<Spanned<Vec<Text>>>,
     pub affinity: Option<Text>,
+    pub icmp_echo: Option<Text>,
+    pub mss_clamp: Option<Number>,
     pub slots: Option<Number>,
     pub drain_deadline: Option<Text>,
     pub min_available: Option<Number>,

@@ -11,8 +11,8 @@ use lb_common::{forward::Forwarding, maglev::DEFAULT_SLOTS, service::Affinity};
 use serde::{Deserialize, Serialize};
 
 use crate::model::{
-    self, CheckKind, ClientAddress, GrpcCheck, HealthCheck, HttpCheck, IdleTimeouts, Method,
-    Outlier, TlsCheck, Via,
+    self, CheckKind, ClientAddress, GrpcCheck, HealthCheck, HttpCheck, IcmpEcho, IdleTimeouts,
+    Method, Outlier, TlsCheck, Via,
 };
 
 /// A `[[service]]`.
@@ -30,6 +30,10 @@ pub struct ServiceSpec {
     pub nat_addresses: Vec<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub affinity: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub icmp_echo: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub mss_clamp: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub slots: Option<i64>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -156,6 +160,8 @@ impl ServiceSpec {
             }),
             nat_addresses: service.client_address.named().iter().map(ToString::to_string).collect(),
             affinity: unless(service.affinity, &Affinity::None, |a| a.name().to_owned()),
+            icmp_echo: unless(service.icmp_echo, &IcmpEcho::Always, |e| e.name().to_owned()),
+            mss_clamp: service.mss_clamp.map(i64::from),
             slots: unless(service.slots, &DEFAULT_SLOTS, i64::from),
             drain_deadline: unless(service.drain_deadline, &super::desired::DRAIN_DEADLINE, time),
             min_available: unless(service.min_available, &1, i64::from),

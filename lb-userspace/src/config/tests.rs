@@ -160,7 +160,7 @@ fn the_examples_commented_out_defaults_are_true() {
         }
         text.push('\n');
     }
-    assert_eq!(shown, 18, "{text}");
+    assert_eq!(shown, 19, "{text}");
     let plain = parse(EXAMPLE, "sluice.example.toml").expect("a valid example");
     assert_eq!(parse(&text, "uncommented").expect("valid defaults"), plain);
 }

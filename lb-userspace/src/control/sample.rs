@@ -305,6 +305,8 @@ fn service(name: &str, vip: &str, forwarding: &str, backends: Vec<api::Backend>)
         vip: vip.to_owned(),
         forwarding: forwarding.to_owned(),
         affinity: "none".to_owned(),
+        icmp_echo: "always".to_owned(),
+        mss_clamp: None,
         slots: 65_537,
         min_available: 1,
         new_flows: "healthy".to_owned(),

@@ -143,9 +143,10 @@ impl Maps {
         Ok(self.filter.get(&0, 0).context("read VIP_FILTER")?.0)
     }
 
-    /// Adds a VIP to those that are known exactly.
-    pub fn add_vip(&mut self, vip: Address) -> Result<()> {
-        self.vips.insert(Raw(vip), 0, 0).context("write VIPS")
+    /// Adds a VIP to those that are known exactly, and says whether its pings go unanswered.
+    pub fn set_vip(&mut self, vip: Address, silent: bool) -> Result<()> {
+        let value = if silent { abi::SILENT } else { 0 };
+        self.vips.insert(Raw(vip), value, 0).context("write VIPS")
     }
 
     /// Takes one away.
@@ -156,6 +157,15 @@ impl Maps {
     /// All VIPs.
     pub fn vips(&self) -> Result<BTreeSet<IpAddr>> {
         addresses(&self.vips).context("read VIPS")
+    }
+
+    /// Those whose pings go unanswered.
+    pub fn silent_vips(&self) -> Result<BTreeSet<IpAddr>> {
+        let silent =
+            |entry: &Result<_, MapError>| !matches!(entry, Ok((_, value)) if *value != abi::SILENT);
+        let vips = self.vips.iter().filter(silent);
+        let vips = vips.map(|entry| entry.map(|(Raw(address), _)| address.into()));
+        vips.collect::<Result<_, _>>().context("read VIPS")
     }
 
     /// Adds an address that probes are sent from.

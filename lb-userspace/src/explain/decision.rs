@@ -102,6 +102,7 @@ pub fn decide<T: Tables>(tables: &T, question: &Question) -> Result<Decision, Re
             index,
             affinity: affinity(service).name(),
             slots: service.slots,
+            mss_clamp: (service.mss_clamp != 0).then_some(service.mss_clamp),
         }),
         flow,
         group_taken,
@@ -136,7 +137,7 @@ fn flow_of<T: Tables>(
     let tick = flow::tick_of(settings, now);
     let backend = tables.backend(entry.backend());
     let service = backend.and_then(|backend| tables.service(backend.service));
-    let is_ours = service.is_none_or(|service| service::is_for(tuple, &service.key))
+    let is_ours = service.is_none_or(|service| service::is_for(tuple, &service.key()))
         || entry.is_return() && backend.is_some_and(|backend| nat::is_from(tuple, backend));
     let state = backend.map_or(BackendState::Absent, |b| BackendState::from_number(b.state));
     let standing = match state {

@@ -42,8 +42,8 @@ impl<'r> Live<'r> {
         let image = reconcile::read(&reading.maps)?;
         let mut slots = BTreeMap::new();
         for (index, found) in &image.services {
-            let Service { key, slots: count, .. } = found.service;
-            if service::is_at(&key, vip.ip().into(), vip.port().to_be_bytes()) {
+            let Service { slots: count, .. } = found.service;
+            if service::is_at(&found.service.key(), vip.ip().into(), vip.port().to_be_bytes()) {
                 slots.insert(*index, reading.maps.slots(u32::from(*index), count)?);
             }
         }
@@ -80,6 +80,10 @@ impl Tables for Live<'_> {
         self.image.is_vip(address)
     }
 
+    fn is_silent(&self, address: Address) -> bool {
+        self.image.is_silent(address)
+    }
+
     fn flow_group(&self, index: u32) -> Option<Seen> {
         self.reading.group(index).map(Seen)
     }
@@ -108,7 +112,7 @@ impl Tables for Live<'_> {
     fn service_index(&self, key: &ServiceKey) -> Option<u16> {
         let mut services = self.image.services.iter();
         services
-            .find(|(_, found)| found.listed && found.service.key == *key)
+            .find(|(_, found)| found.listed && found.service.key() == *key)
             .map(|(index, _)| *index)
     }
 

@@ -217,7 +217,7 @@ fn told(status: &api::Status, decision: &Decision, live: &Live<'_>) -> Told {
         // A service that was taken away may still have flows where another has its VIP.
         of_vip(false).or_else(|| of_vip(true))
     };
-    let of = |index: u16| at(Vip::from(&live.service(index)?.key));
+    let of = |index: u16| at(Vip::from(&live.service(index)?.key()));
     let asked = Vip::from(decision.segment.vip);
     let service = match &decision.service {
         Some(service) => of(service.index),

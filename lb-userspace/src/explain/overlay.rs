@@ -97,6 +97,10 @@ impl<T: Tables> Tables for Overlay<'_, T> {
         self.base.is_vip(address)
     }
 
+    fn is_silent(&self, address: Address) -> bool {
+        self.base.is_silent(address)
+    }
+
     fn flow_group(&self, index: u32) -> Option<Group> {
         let mut groups = self.groups.borrow_mut();
         if let Some(group) = groups.get(&index) {

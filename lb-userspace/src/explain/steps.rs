@@ -76,6 +76,8 @@ pub struct Service {
     pub affinity: &'static str,
     /// Of its Maglev table.
     pub slots: u32,
+    /// What the MSS of its clients is lowered to, bytes.
+    pub mss_clamp: Option<u16>,
 }
 
 /// An entry of the flow table with the fingerprint of this tuple.

@@ -76,6 +76,9 @@ fn of_service(old: &Service, new: &Service) -> Vec<String> {
     compare("client_address", old.client_address.name().into(), new.client_address.name().into());
     compare("nat_addresses", nat_addresses(old), nat_addresses(new));
     compare("affinity", old.affinity.name().into(), new.affinity.name().into());
+    compare("icmp_echo", old.icmp_echo.name().into(), new.icmp_echo.name().into());
+    let mss = |service: &Service| service.mss_clamp.map_or("none".into(), |mss| mss.to_string());
+    compare("mss_clamp", mss(old), mss(new));
     compare("slots", old.slots.to_string(), new.slots.to_string());
     compare("min_available", old.min_available.to_string(), new.min_available.to_string());
     compare("fail_open", old.fail_open.to_string(), new.fail_open.to_string());

@@ -412,7 +412,7 @@ impl State {
     /// What a backend of the maps is.
     pub fn identity(&self, index: u16) -> Option<Identity> {
         let backend = self.image.backends.get(&index)?;
-        let key = self.image.services.get(&backend.service)?.service.key;
+        let key = self.image.services.get(&backend.service)?.service.key();
         let port = u16::from_be_bytes(backend.port);
         Some((Vip::from(&key), SocketAddr::new(backend.address.into(), port)))
     }
@@ -423,7 +423,7 @@ impl State {
             self.desired.services.iter().map(|service| (service.key(), &service.idle)).collect();
         let limits = self.image.backends.iter().filter_map(|(index, backend)| {
             let service = self.image.services.get(&backend.service)?;
-            Some((*index, *idle.get(&service.service.key)?))
+            Some((*index, *idle.get(&service.service.key())?))
         });
         self.limits = self.datapath.idle_limits(limits);
     }
@@ -498,7 +498,7 @@ impl State {
     pub fn has_orphans(&self) -> bool {
         let wanted: HashSet<_> = self.desired.services.iter().map(Service::key).collect();
         let is_gone =
-            |service: &ServiceImage| !service.listed && !wanted.contains(&service.service.key);
+            |service: &ServiceImage| !service.listed && !wanted.contains(&service.service.key());
         !self.image.orphans.is_empty() || self.image.services.values().any(is_gone)
     }
 }

@@ -103,7 +103,7 @@ impl Counted {
     fn of(state: &State) -> Self {
         let indices: Vec<u16> = state.image.backends.keys().copied().collect();
         let services = state.image.services.iter();
-        let services = services.map(|(index, image)| (image.service.key, *index)).collect();
+        let services = services.map(|(index, image)| (image.service.key(), *index)).collect();
         let by_identity = state
             .image
             .backends
@@ -173,6 +173,8 @@ fn service(state: &State, counted: &Counted, service: &Service) -> api::Service 
         vip: service.vip.to_string(),
         forwarding: service.forwarding.name().to_owned(),
         affinity: service.affinity.name().to_owned(),
+        icmp_echo: service.icmp_echo.name().to_owned(),
+        mss_clamp: service.mss_clamp,
         slots: service.slots,
         min_available: service.min_available,
         new_flows: api::tier_name(choice.tier).to_owned(),
@@ -292,7 +294,7 @@ pub(super) fn names(state: &State) -> HashMap<u16, (String, String, Vip)> {
     let mut by_service: HashMap<u16, &Service> = HashMap::new();
     for (index, image) in &state.image.services {
         if let Some(service) =
-            state.desired.services.iter().find(|service| service.key() == image.service.key)
+            state.desired.services.iter().find(|service| service.key() == image.service.key())
         {
             by_service.insert(*index, service);
         }
@@ -307,7 +309,7 @@ pub(super) fn names(state: &State) -> HashMap<u16, (String, String, Vip)> {
             let service = by_service.get(&record.service);
             let vip = state.image.services.get(&record.service).map_or_else(
                 || Vip::from(SocketAddr::new(address, port)),
-                |image| Vip::from(&image.service.key),
+                |image| Vip::from(&image.service.key()),
             );
             let name = service
                 .and_then(|s| s.backends.iter().find(|b| b.address == address && b.port == port))

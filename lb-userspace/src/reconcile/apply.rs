@@ -57,7 +57,7 @@ fn write_one(write: &Write, maps: &mut Maps) -> Result<()> {
         Write::Service(index, service) => maps.set_service(u32::from(*index), service),
         Write::List(key, index) => maps.set_service_index(key, u32::from(*index)),
         Write::Unlist(key, _) => maps.remove_service_index(key),
-        Write::AddVip(vip) => maps.add_vip((*vip).into()),
+        Write::Vip(vip, silent) => maps.set_vip((*vip).into(), *silent),
         Write::RemoveVip(vip) => maps.remove_vip((*vip).into()),
         Write::AddProbeSource(source) => maps.add_probe_source((*source).into()),
         Write::RemoveProbeSource(source) => maps.remove_probe_source((*source).into()),
@@ -113,6 +113,7 @@ fn write_tables(writes: &[Write], maps: &mut Maps, image: &mut Image) -> Result<
 pub fn read(maps: &Maps) -> Result<Image> {
     let mut image = Image {
         vips: maps.vips()?,
+        silent: maps.silent_vips()?,
         probe_sources: maps.probe_sources()?,
         nat_addresses: maps.nat_addresses()?,
         nat_ends: maps.nat_ends()?,
@@ -156,6 +157,7 @@ pub fn look(maps: &Maps, image: &Image, closely: Range<u16>) -> Result<Image> {
     let listed = maps.service_index()?;
     let mut seen = Image {
         vips: maps.vips()?,
+        silent: maps.silent_vips()?,
         probe_sources: maps.probe_sources()?,
         nat_addresses: maps.nat_addresses()?,
         nat_ends: maps.nat_ends()?,
@@ -184,7 +186,7 @@ pub fn look(maps: &Maps, image: &Image, closely: Range<u16>) -> Result<Image> {
     for (key, index) in listed {
         let index = u16::try_from(index).ok();
         if let Some(service) = index.and_then(|index| seen.services.get_mut(&index)) {
-            service.listed |= service.service.key == key;
+            service.listed |= service.service.key() == key;
         }
     }
     seen.backends = image.backends.keys().map(|i| (*i, backends[usize::from(*i)])).collect();

@@ -1,6 +1,8 @@
 //! Drift: what somebody else changed in the maps, and the writes that mend it.
 
-use lb_common::abi::{Backend, Service};
+use std::net::IpAddr;
+
+use lb_common::abi::Backend;
 
 use super::{Image, Write};
 use crate::model::Vip;
@@ -32,12 +34,16 @@ pub fn repairs(image: &Image, seen: &Image) -> Vec<Write> {
             parts.push(Write::Slots { service: *index, slots, members });
         }
         match (service.listed, there.is_some_and(|there| there.listed)) {
-            (true, false) => doors.push(Write::List(service.service.key, *index)),
-            (false, true) => doors.push(Write::Unlist(service.service.key, *index)),
+            (true, false) => doors.push(Write::List(service.service.key(), *index)),
+            (false, true) => doors.push(Write::Unlist(service.service.key(), *index)),
             _ => {}
         }
     }
-    doors.extend(image.vips.difference(&seen.vips).map(|vip| Write::AddVip(*vip)));
+    let is_as_it_was = |vip: &&IpAddr| {
+        seen.vips.contains(*vip) && seen.silent.contains(*vip) == image.silent.contains(*vip)
+    };
+    let vips = image.vips.iter().filter(|vip| !is_as_it_was(vip));
+    doors.extend(vips.map(|vip| Write::Vip(*vip, image.silent.contains(vip))));
     doors.extend(seen.vips.difference(&image.vips).map(|vip| Write::RemoveVip(*vip)));
     let sources = (&image.probe_sources, &seen.probe_sources);
     doors.extend(sources.0.difference(sources.1).map(|source| Write::AddProbeSource(*source)));
@@ -62,14 +68,14 @@ pub fn describe(write: &Write) -> String {
     match write {
         Write::Egress(index, _) => format!("EGRESSES {index}"),
         Write::Backend(index, Backend { address, .. }) => {
-            format!("BACKENDS {index} ({})", std::net::IpAddr::from(*address))
+            format!("BACKENDS {index} ({})", IpAddr::from(*address))
         }
-        Write::Service(index, Service { key, .. }) => {
-            format!("SERVICES {index} ({})", Vip::from(key))
+        Write::Service(index, service) => {
+            format!("SERVICES {index} ({})", Vip::from(&service.key()))
         }
         Write::Slots { service, .. } => format!("SLOTS {service}"),
         Write::List(key, _) | Write::Unlist(key, _) => format!("SERVICE_INDEX {}", Vip::from(key)),
-        Write::AddVip(vip) | Write::RemoveVip(vip) => format!("VIPS {vip}"),
+        Write::Vip(vip, _) | Write::RemoveVip(vip) => format!("VIPS {vip}"),
         Write::AddProbeSource(source) | Write::RemoveProbeSource(source) => {
             format!("PROBE_SOURCES {source}")
         }
@@ -85,13 +91,10 @@ pub fn describe(write: &Write) -> String {
 
 #[cfg(test)]
 mod tests {
-    use std::{
-        collections::BTreeMap,
-        net::{IpAddr, SocketAddr},
-    };
+    use std::{collections::BTreeMap, net::SocketAddr};
 
     use lb_common::{
-        abi::{Egress, ServiceKey},
+        abi::{Egress, Service, ServiceKey},
         address::Address,
     };
 
@@ -105,7 +108,7 @@ mod tests {
             protocol: 6,
             reserved: [0; 5],
         };
-        let service = Service { key, slots: 13, ..Service::default() };
+        let service = Service { slots: 13, ..Service::of(&key) };
         let service =
             ServiceImage { service, listed: true, members: Some(Vec::new()), table: Some(5) };
         let egress = Egress { ifindex: 3, ..Egress::default() };
@@ -131,7 +134,7 @@ mod tests {
     #[test]
     fn each_loss_is_mended_by_one_write() {
         type Loss = fn(&mut Image);
-        let cases: [(Loss, &str); 15] = [
+        let cases: [(Loss, &str); 16] = [
             (|seen| seen.egresses.clear(), "EGRESSES 1"),
             (|seen| seen.backends.clear(), "BACKENDS 1 (10.0.0.1)"),
             (|seen| service(seen).service.slots = 0, "SERVICES 0 (203.0.113.10:80)"),
@@ -139,6 +142,7 @@ mod tests {
             (|seen| service(seen).table = Some(6), "SLOTS 0"),
             (|seen| service(seen).listed = false, "SERVICE_INDEX 203.0.113.10:80"),
             (|seen| seen.vips.clear(), "VIPS 203.0.113.10"),
+            (|seen| seen.silent = seen.vips.clone(), "VIPS 203.0.113.10"),
             (|seen| seen.vips.extend([IpAddr::from([9, 9, 9, 9])]), "VIPS 9.9.9.9"),
             (|seen| seen.probe_sources.clear(), "PROBE_SOURCES 198.18.0.1"),
             (

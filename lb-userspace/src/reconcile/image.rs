@@ -27,6 +27,8 @@ pub struct Image {
     pub egresses: BTreeMap<u16, Egress>,
     /// The VIPs.
     pub vips: BTreeSet<IpAddr>,
+    /// Those of them whose pings are not answered.
+    pub silent: BTreeSet<IpAddr>,
     /// Our own addresses, from which probes are sent.
     pub probe_sources: BTreeSet<IpAddr>,
     /// The addresses that translated packets are sent from, by index, from 1. None is taken away
@@ -93,6 +95,11 @@ impl Image {
         self.vips.contains(&IpAddr::from(address))
     }
 
+    /// Whether it is a VIP whose pings are not answered.
+    pub fn is_silent(&self, address: Address) -> bool {
+        self.silent.contains(&IpAddr::from(address))
+    }
+
     /// The address that translated packets are sent from, by its index.
     pub fn nat_address(&self, index: u16) -> Option<Address> {
         self.nat_addresses.get(&index).copied().map(Address::from)
@@ -123,11 +130,17 @@ impl Image {
             }
             Write::List(_, index) => self.set_listed(*index, true),
             Write::Unlist(_, index) => self.set_listed(*index, false),
-            Write::AddVip(vip) => {
+            Write::Vip(vip, silent) => {
                 self.vips.insert(*vip);
+                if *silent {
+                    self.silent.insert(*vip);
+                } else {
+                    self.silent.remove(vip);
+                }
             }
             Write::RemoveVip(vip) => {
                 self.vips.remove(vip);
+                self.silent.remove(vip);
             }
             Write::AddProbeSource(source) => {
                 self.probe_sources.insert(*source);

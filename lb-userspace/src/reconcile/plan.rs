@@ -18,7 +18,7 @@ use lb_common::{
 use super::{
     Image, WantedService,
     image::{Filter, ServiceImage},
-    wanted::Resolved,
+    wanted::{Resolved, silent},
 };
 use crate::model::ClientAddress;
 
@@ -46,8 +46,8 @@ pub enum Write {
     List(ServiceKey, u16),
     /// From here on it is not: known flows go on, new ones are the kernel's.
     Unlist(ServiceKey, u16),
-    /// An address is a VIP.
-    AddVip(IpAddr),
+    /// An address is a VIP; whether its pings go unanswered.
+    Vip(IpAddr, bool),
     /// It no longer is.
     RemoveVip(IpAddr),
     /// Probes are sent from this address of ours.
@@ -170,7 +170,7 @@ impl Planner {
             image: image.clone(),
             writes: Default::default(),
             kept: BTreeSet::new(),
-            services: image.services.iter().map(|(i, s)| (s.service.key, *i)).collect(),
+            services: image.services.iter().map(|(i, s)| (s.service.key(), *i)).collect(),
             backends: image
                 .backends
                 .iter()
@@ -209,11 +209,12 @@ impl Planner {
         }
 
         let record = Service {
-            key: wanted.key,
+            mss_clamp: wanted.mss_clamp,
             slots: wanted.slots,
             affinity: wanted.affinity as u8,
             nat_count,
             nat_first,
+            ..Service::of(&wanted.key)
         };
         let slots_before = before.as_ref().map_or(0, |image| image.service.slots);
         let same_slots = before.as_ref().is_some_and(|image| {
@@ -346,7 +347,7 @@ impl Planner {
         in_use: &impl InUse,
     ) {
         let mut vips: BTreeSet<IpAddr> =
-            self.image.services.values().map(|image| image.service.key.address.into()).collect();
+            self.image.services.values().map(|image| image.service.address.into()).collect();
         // What the operator names is ours alone, as a VIP is, and stays so until the last flow that
         // was translated to it has ended.
         let named = wanted.iter().filter(|service| service.forwarding == Forwarding::Nat);
@@ -355,8 +356,12 @@ impl Planner {
             self.image.vips.contains(address) && in_use.uses_nat_address(**index)
         });
         vips.extend(lasting.map(|(_, address)| *address));
-        for vip in vips.difference(&self.image.vips.clone()) {
-            self.write(Stage::Doors, Write::AddVip(*vip));
+        let silent = silent(wanted);
+        for vip in &vips {
+            let silent = silent.contains(vip);
+            if !self.image.vips.contains(vip) || self.image.silent.contains(vip) != silent {
+                self.write(Stage::Doors, Write::Vip(*vip, silent));
+            }
         }
         for vip in self.image.vips.clone().difference(&vips) {
             self.write(Stage::Doors, Write::RemoveVip(*vip));
@@ -408,7 +413,7 @@ impl Planner {
         for &index in &unwanted {
             let image = &self.image.services[&index];
             if image.listed {
-                self.write(Stage::Doors, Write::Unlist(image.service.key, index));
+                self.write(Stage::Doors, Write::Unlist(image.service.key(), index));
             }
         }
         let orphans: Vec<u16> =

@@ -1,6 +1,9 @@
 //! What the maps should hold, before anything is given an index.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnet::IpNet;
 use lb_common::{
@@ -13,7 +16,7 @@ use lb_common::{
 use crate::{
     choice::choose,
     health::{Standing, Standings},
-    model::{self, ClientAddress, Desired},
+    model::{self, ClientAddress, Desired, IcmpEcho},
     network::{NextHop, Unresolved},
     seed::Seed,
 };
@@ -29,6 +32,10 @@ pub struct WantedService {
     pub affinity: Affinity,
     /// How frames reach its backends.
     pub forwarding: Forwarding,
+    /// What its clients' MSS is lowered to, bytes; 0: it stays.
+    pub mss_clamp: u16,
+    /// When pings of its address are answered.
+    pub icmp_echo: IcmpEcho,
     /// What its backends see for their clients, where frames are translated.
     pub client_address: ClientAddress,
     /// Whether new flows may come in at all.
@@ -108,6 +115,8 @@ pub fn wanted(
             slots: service.slots,
             affinity: service.affinity,
             forwarding: service.forwarding,
+            mss_clamp: service.mss_clamp.unwrap_or(0),
+            icmp_echo: service.icmp_echo,
             client_address: service.client_address.clone(),
             listed: !service.leaving,
             backends: service
@@ -118,6 +127,18 @@ pub fn wanted(
                 .collect(),
         })
         .collect()
+}
+
+/// The VIPs whose pings go unanswered: of the services there that want it so, none has a backend that
+/// takes flows.
+pub(super) fn silent(wanted: &[WantedService]) -> BTreeSet<IpAddr> {
+    let asking = || wanted.iter().filter(|service| service.icmp_echo == IcmpEcho::Healthy);
+    let takes_flows = |service: &&WantedService| {
+        service.listed && service.backends.iter().any(|backend| backend.weight > 0)
+    };
+    let address = |service: &WantedService| IpAddr::from(service.key.address);
+    let speaking: BTreeSet<IpAddr> = asking().filter(takes_flows).map(address).collect();
+    asking().map(address).filter(|vip| !speaking.contains(vip)).collect()
 }
 
 /// What becomes of a backend's flows: what the operator says, else what is seen.

@@ -55,7 +55,7 @@ impl Names {
     pub fn read_again(&mut self, maps: &Maps) -> Result<()> {
         let image = reconcile::read(maps)?;
         for (index, found) in &image.services {
-            let vip = Vip::from(&found.service.key);
+            let vip = Vip::from(&found.service.key());
             let name = self.service_at(vip).map_or_else(|| vip.to_string(), |s| s.name.clone());
             self.services.insert(*index, (vip, name));
         }

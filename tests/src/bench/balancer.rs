@@ -21,7 +21,7 @@ use lb_common::{
 use lb_userspace::{
     datapath::{Datapath, FlowView, Pins, Sweep},
     instance::Instance,
-    model::{ClientAddress, Dataplane, IdleTimeouts, PortRange, XdpMode},
+    model::{ClientAddress, Dataplane, IcmpEcho, IdleTimeouts, PortRange, XdpMode},
     reconcile::{self, Image, Resolved, WantedBackend, WantedService},
     seed::Seed,
 };
@@ -385,6 +385,8 @@ fn services(scene: Scene, link: Link, seed: &Seed) -> Vec<WantedService> {
                 },
                 slots: DEFAULT_SLOTS,
                 affinity: Affinity::None,
+                mss_clamp: 0,
+                icmp_echo: IcmpEcho::Always,
                 forwarding: scene.forwarding(),
                 client_address: ClientAddress::Replaced {
                     by: (0..NAT_ADDRESSES).map(|i| frame::nat_address(family, i).into()).collect(),

@@ -59,3 +59,26 @@ fn what_is_no_error_about_a_known_flow_is_passed_untouched() {
         }
     }
 }
+
+#[test]
+fn a_ping_of_a_vip_that_is_to_be_silent_is_dropped() {
+    let Some(mut sides) = Sides::start(tables()) else { return };
+    for family in FAMILIES {
+        let client = sample::client(family, 7, 0).ip();
+        let kind = if family == Family::Ipv4 { 8 } else { 128 };
+        for (purpose, reason, answer) in [
+            (Purpose::Empty, Reason::EchoUnhealthy, Answer::Drop),
+            (Purpose::L2, Reason::NotTcp, Answer::Pass),
+        ] {
+            let ping = errors::echo(client, sample::vip(purpose, family).ip(), kind);
+            let name = format!("{purpose:?} {family:?}");
+            let counted = sides.expect(&name, &ping, answer, &ping.bytes);
+            let reasons = [(reason.name(), 1)].into();
+            assert_eq!(counted, Counted { reasons, ..Counted::default() }, "{name}");
+        }
+        // What it answers to others' pings is nobody's to drop.
+        let kind = if family == Family::Ipv4 { 0 } else { 129 };
+        let reply = errors::echo(client, sample::vip(Purpose::Empty, family).ip(), kind);
+        sides.expect("an answer", &reply, Answer::Pass, &reply.bytes);
+    }
+}

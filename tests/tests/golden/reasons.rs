@@ -6,7 +6,7 @@ use lb_common::{
     flow::{Entry, GROUP, State},
     frame::HostFrame,
     host::{
-        HostTables, corpus,
+        HostTables, corpus, errors,
         sample::{self, ClientFrame, Purpose},
     },
     parse::Family,
@@ -134,6 +134,10 @@ fn provocation(reason: Reason) -> Provocation {
             },
             ..by(reason, client(Purpose::Nat).with_flags(Tcp::SYN).frame())
         },
+        Reason::EchoUnhealthy => {
+            let vip = sample::vip(Purpose::Empty, Family::Ipv4).ip();
+            by(reason, errors::echo(client(Purpose::L2).client.ip(), vip, 8))
+        }
         Reason::HopLimit => {
             let mut frame = client(Purpose::Nat).with_flags(Tcp::SYN).frame();
             // Its checksum is nobody's business here.

@@ -194,3 +194,29 @@ fn a_client_with_affinity_stays_with_one_backend() {
         }
     }
 }
+
+#[test]
+fn a_syn_announces_what_its_service_lets_it_and_stays_so() {
+    let Some(mut sides) = Sides::start(tables()) else { return };
+    for family in [Family::Ipv4, Family::Ipv6] {
+        let announcing = |mss: u16| {
+            let [high, low] = mss.to_be_bytes();
+            let tcp_options = vec![4, 2, 1, 2, 4, high, low, 0];
+            ClientFrame {
+                tcp_options,
+                ..ClientFrame::new(Purpose::SourceIp, family, 1).with_flags(SYN)
+            }
+        };
+        let mac = sample::mac(sample::backend(Purpose::SourceIp, family, 0));
+        for (mss, lowered) in [(1460, sample::CLAMP), (sample::CLAMP, sample::CLAMP), (536, 536)] {
+            // Its checksums are those of a frame that announces as much to begin with.
+            let mut expected = announcing(lowered).frame();
+            expected.bytes[..12].copy_from_slice(&[mac, sample::BALANCER_MAC].concat());
+            for name in ["sent", "sent again"] {
+                let sent = announcing(mss).frame();
+                sides.expect(name, &sent, Answer::Transmit, &expected.bytes);
+            }
+            sides.forget();
+        }
+    }
+}

@@ -12,6 +12,7 @@ mod death;
 mod doctor;
 mod drain;
 mod drift;
+mod echo;
 mod events;
 mod explain;
 mod faults;

@@ -94,3 +94,31 @@ fn a_client_behind_a_narrower_link_gets_much_both_ways() {
         assert!(forwarding == "nat" || heard.contains(" mtu 1400 "), "{heard}");
     }
 }
+
+#[test]
+fn an_mss_clamp_serves_clients_whom_icmp_does_not_reach() {
+    if !is_privileged() {
+        return;
+    }
+    for (vip, forwarding, most) in [(VIP4, "l2", 1360), (VIP6, "ipip", 1340), (VIP4, "nat", 1360)] {
+        let mut scene = Scene::start(Plan { backends: 1, ..Plan::default() });
+        scene.own(vip, forwarding);
+        let far = scene.lab.behind_the_client(1400).unwrap();
+        // Their router tells nobody that its next link is narrower.
+        let silent = "table inet silent { chain out { type filter hook output priority 0; \
+                      icmp type destination-unreachable drop; icmpv6 type packet-too-big drop; }; }";
+        scene.lab.client().run("nft", &[silent]).unwrap();
+        let config = |lines: &str| {
+            let service = scene.service_with("web", vip, forwarding, lines);
+            dataplane(&["eth0"]) + &service
+        };
+        let mut sluice = scene.lab.balancer().run_sluice(&config("")).unwrap();
+        let url = format!("http://{vip}/file");
+        let fetch = ["-gsS", "--fail", "-o", "/dev/null", "--max-time", "3", &url];
+        far.run("curl", &fetch).unwrap_err();
+
+        sluice.reconfigure(&config(&format!("mss_clamp = {most}\n"))).unwrap();
+        much_goes_both_ways(&scene, &far, vip);
+        assert_eq!(reason(&sluice, "too_big"), 0);
+    }
+}

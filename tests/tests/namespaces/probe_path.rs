@@ -133,7 +133,7 @@ async fn start(instance: &Instance, desired: &Desired) -> (Prober, Datapath) {
 
 fn index(image: &Image, (vip, own): &Identity) -> Option<u16> {
     let backends = image.backends.iter().find(|(_, backend)| {
-        image.services[&backend.service].service.key == vip.key()
+        image.services[&backend.service].service.key() == vip.key()
             && IpAddr::from(backend.address) == own.ip()
     });
     backends.map(|(index, _)| *index)

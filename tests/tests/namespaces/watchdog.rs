@@ -102,7 +102,7 @@ fn the_watchdogs_frames_leave_no_trace_and_see_what_was_destroyed() {
 
         // One service is not found any more; one has lost its backends.
         for (index, service) in &image.services {
-            let key = service.service.key;
+            let key = service.service.key();
             let vip = std::net::SocketAddr::new(key.address.into(), 80).to_string();
             datapath.maps.remove_service_index(&key).unwrap();
             assert_eq!(failed(&datapath, &image), [(vip.clone(), "dropped".to_owned())]);

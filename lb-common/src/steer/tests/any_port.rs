@@ -132,7 +132,7 @@ fn a_port_has_one_service_at_most() {
         assert_eq!(index, exact.or(any), "{address:?} {port}");
         // What it has, a flow of it is at.
         if let Some(service) = index.and_then(|index| tables.service(index)) {
-            assert!(is_at(&service.key, address, bytes));
+            assert!(is_at(&service.key(), address, bytes));
         }
     }
 }

@@ -46,7 +46,7 @@ fn a_handshake_is_counted_once_and_with_its_time() {
         let start = at(&tables, 0);
         for (flags, now) in [(SYN, start), (flags, start + wait), (ACK, start + 2 * wait)] {
             let sent = client(1).with_flags(flags);
-            steer(&sent.frame(), &parsed(&sent), &tables, now);
+            steer(&mut sent.frame(), &parsed(&sent), &tables, now);
         }
         send_all(&tables, &client(1), &[ACK, ACK], 1);
         let counted = tables.take_counted();
@@ -83,10 +83,10 @@ fn a_record_that_is_not_the_flows_does_no_harm() {
         all_slots_to(&mut tables, backend(0));
         let late = 1 << 40;
         let syn = client(1).with_flags(SYN);
-        steer(&syn.frame(), &parsed(&syn), &tables, late);
+        steer(&mut syn.frame(), &parsed(&syn), &tables, late);
         let position = tables.position(&parsed(&client(1))).expect("it is in the table");
         tables.record_flow(position as u32, FlowRecord { start: wrong, ..FlowRecord::default() });
-        steer(&client(1).frame(), &parsed(&client(1)), &tables, late);
+        steer(&mut client(1).frame(), &parsed(&client(1)), &tables, late);
         let found = tables.take_counted().handshakes[&backend(0)];
         assert_eq!(found, times(&[counted]), "{wrong}");
         assert_eq!(found.buckets.iter().sum::<u64>(), 1);

@@ -21,7 +21,7 @@ fn sample() -> Explanation {
     let decision = Decision {
         segment: Sent { client, vip, kind: Kind::Syn, bytes: 54 },
         filter: Filter { lets_through: true, is_vip: true },
-        service: Some(Service { index: 3, affinity: "none", slots: 65_537 }),
+        service: Some(Service { index: 3, affinity: "none", slots: 65_537, mss_clamp: Some(1360) }),
         flow: None,
         group_taken: 5,
         slot: Some(Slot { hash: "ce3294b31c4d6a97".to_owned(), slot: 52_787, backend: 2 }),
@@ -85,7 +85,7 @@ fn a_new_flow_is_followed_to_its_backend() {
      1  parsed as   IPv4 TCP SYN 198.51.100.7:40001 -> 203.0.113.10:80, 54 bytes, arriving on eth0
      2  VIP filter  let through: 203.0.113.10 is a VIP
      3  flow        not known (5 of 16 places of its group are taken)
-     4  service     web: 65,537 slots, affinity none
+     4  service     web: 65,537 slots, affinity none, MSS of 1360 at most
      5  slot        52,787 of 65,537, by hash ce3294b31c4d6a97: web-2
      6  backend     web-2 at 10.0.0.12:80, by ipip
                     takes new flows: healthy; the program forwards its flows

@@ -155,6 +155,11 @@ fn service_errors_name_the_way_out() {
             "lb.toml:6:12: `affinity = \"cookie\"`: it is one of \"none\", \"source-ip\"",
         ),
         (
+            service("icmp_echo = \"never\""),
+            "lb.toml:6:13: `icmp_echo = \"never\"`: it is one of \"always\", \"healthy\"",
+        ),
+        (service("mss_clamp = 535"), "lb.toml:6:13: `mss_clamp = 535`: it goes from 536 to 65535"),
+        (
             service("slots = 65_536"),
             "lb.toml:6:9: `slots = 65536` is not a prime: the next one is 65537",
         ),

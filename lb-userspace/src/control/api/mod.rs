@@ -84,6 +84,10 @@ pub struct Service {
     pub forwarding: String,
     /// `none` or `source-ip`.
     pub affinity: String,
+    /// `always` or `healthy`: when pings of its address are answered.
+    pub icmp_echo: String,
+    /// What the MSS that its clients announce is lowered to, bytes.
+    pub mss_clamp: Option<u16>,
     /// Of its Maglev table.
     pub slots: u32,
     /// A change that leaves fewer backends to new flows is refused.

@@ -134,8 +134,9 @@ fn prepare(
         new.set_filter(&old.filter()?)?;
     }
     if is_new(map::VIPS) {
+        let silent = old.silent_vips()?;
         for vip in old.vips()? {
-            new.add_vip(Address::from(vip))?;
+            new.set_vip(Address::from(vip), silent.contains(&vip))?;
         }
     }
     let services = (0..).zip(old.services(capacity::SERVICES)?);

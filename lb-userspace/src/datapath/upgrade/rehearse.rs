@@ -47,6 +47,7 @@ pub struct Scenery {
     settings: Settings,
     filter: VipFilter,
     vips: Vec<Address>,
+    silent: BTreeSet<IpAddr>,
     services: BTreeMap<u32, Service>,
     listed: Vec<(ServiceKey, u32)>,
     /// Of these, where new flows come to each and to no other.
@@ -91,6 +92,7 @@ impl Scenery {
             settings: *settings,
             filter: maps.filter()?,
             vips: maps.vips()?.into_iter().map(Address::from).collect(),
+            silent: maps.silent_vips()?,
             services: BTreeMap::new(),
             listed: Vec::new(),
             served_at: Vec::new(),
@@ -135,7 +137,7 @@ impl Scenery {
             let port = u16::from_be_bytes(flow.record.client_port);
             Some(frames::of_flow(
                 SocketAddr::new(client, port),
-                Vip::from(&service.key).at(u16::from_be_bytes(flow.record.vip_port)),
+                Vip::from(&service.key()).at(u16::from_be_bytes(flow.record.vip_port)),
                 expected(backend),
             ))
         });
@@ -227,7 +229,7 @@ impl Stage {
         maps.set_settings(&settings)?;
         maps.set_filter(&scenery.filter)?;
         for vip in &scenery.vips {
-            maps.add_vip(*vip)?;
+            maps.set_vip(*vip, scenery.silent.contains(&IpAddr::from(*vip)))?;
         }
         for (index, egress) in &scenery.egresses {
             maps.set_egress(*index, egress)?;

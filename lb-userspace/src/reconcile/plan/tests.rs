@@ -6,7 +6,7 @@ use lb_common::{
 };
 
 use super::*;
-use crate::reconcile::WantedBackend;
+use crate::{model::IcmpEcho, reconcile::WantedBackend};
 
 mod nat;
 mod wishes;
@@ -53,6 +53,8 @@ fn service(number: u8, backends: &[u8]) -> WantedService {
         key: vip(number),
         slots: 13,
         affinity: Affinity::None,
+        mss_clamp: 0,
+        icmp_echo: IcmpEcho::Always,
         forwarding: Forwarding::L2,
         client_address: ClientAddress::default(),
         listed: true,
@@ -150,7 +152,7 @@ impl World {
 
     /// The last bytes of the addresses of those who share a service's slots.
     fn members(&self, number: u8) -> Vec<u8> {
-        let found = self.image.services.values().find(|s| s.service.key == vip(number));
+        let found = self.image.services.values().find(|s| s.service.key() == vip(number));
         found
             .and_then(|image| image.members.as_ref())
             .into_iter()
@@ -172,7 +174,7 @@ fn names(writes: &[Write]) -> Vec<&'static str> {
             Write::Service(..) => "service",
             Write::List(..) => "list",
             Write::Unlist(..) => "unlist",
-            Write::AddVip(_) => "add VIP",
+            Write::Vip(..) => "add VIP",
             Write::RemoveVip(_) => "remove VIP",
             Write::AddProbeSource(_) => "add probe source",
             Write::RemoveProbeSource(_) => "remove probe source",
@@ -299,6 +301,62 @@ fn a_vip_stays_while_another_service_has_its_address() {
     world.reach(std::slice::from_ref(&second));
     let writes = world.reach_with(&[second], |_| true);
     assert_eq!(names(&writes), ["remove backend", "remove service"]);
+}
+
+#[test]
+fn a_vip_is_silent_while_no_service_that_wants_it_takes_flows() {
+    let asking = |number, backends: &[u8]| WantedService {
+        icmp_echo: IcmpEcho::Healthy,
+        ..service(number, backends)
+    };
+    let ill = |mut service: WantedService| {
+        service.backends.iter_mut().for_each(|backend| backend.weight = 0);
+        service
+    };
+    let at = |port: u16, mut service: WantedService| {
+        service.key.port = port.to_be_bytes();
+        service
+    };
+    let vip = IpAddr::from([203, 0, 113, 10]);
+    let leaving = WantedService { listed: false, ..asking(10, &[1]) };
+    for (what, wanted, silent) in [
+        ("nobody asks", vec![ill(service(10, &[1]))], false),
+        ("it has one", vec![asking(10, &[1])], false),
+        ("it has none", vec![asking(10, &[])], true),
+        ("it has none that takes flows", vec![ill(asking(10, &[1]))], true),
+        ("it leaves", vec![leaving], true),
+        (
+            "who does not ask takes flows",
+            vec![ill(asking(10, &[1])), at(81, service(10, &[2]))],
+            true,
+        ),
+        ("another that asks does", vec![ill(asking(10, &[1])), at(81, asking(10, &[2]))], false),
+        ("that of another VIP does", vec![ill(asking(10, &[1])), asking(20, &[2])], true),
+    ] {
+        let mut world = World::default();
+        world.reach(&wanted);
+        assert_eq!(world.image.silent.contains(&vip), silent, "{what}");
+        assert!(world.image.vips.contains(&vip), "{what}");
+    }
+
+    let mut world = World::default();
+    world.reach(&[asking(10, &[1])]);
+    assert_eq!(names(&world.reach(&[ill(asking(10, &[1]))])), ["slots", "add VIP"]);
+    assert_eq!(names(&world.reach(&[asking(10, &[1])])), ["slots", "add VIP"]);
+    assert!(world.image.silent.is_empty());
+    world.reach(&[ill(asking(10, &[1]))]);
+    world.reach_with(&[], |_| true);
+    world.reach_with(&[], |_| true);
+    assert!(world.image.silent.is_empty(), "it is no VIP any more");
+}
+
+#[test]
+fn what_the_mss_is_lowered_to_is_in_the_services_record() {
+    let mut world = World::default();
+    world.reach(&[service(10, &[1])]);
+    let clamped = [WantedService { mss_clamp: 1360, ..service(10, &[1]) }];
+    assert_eq!(names(&world.reach(&clamped)), ["service"]);
+    assert_eq!(world.image.services[&0].service.mss_clamp, 1360);
 }
 
 #[test]

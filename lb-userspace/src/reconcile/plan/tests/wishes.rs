@@ -62,7 +62,7 @@ proptest! {
                 .services
                 .values()
                 .filter(|image| image.listed)
-                .map(|image| image.service.key.address.low())
+                .map(|image| image.service.address.low())
                 .collect();
             let may_be_found = wanted.iter().filter(|service| service.listed);
             let keys = may_be_found.map(|service| service.key.address.low()).collect();
@@ -74,7 +74,7 @@ proptest! {
                 prop_assert_eq!(world.members(number), expected);
             }
             let vips: BTreeSet<IpAddr> =
-                world.image.services.values().map(|s| s.service.key.address.into()).collect();
+                world.image.services.values().map(|s| s.service.address.into()).collect();
             let both = Filter::of(vips.union(&world.probe_sources), &BTreeSet::new());
             prop_assert_eq!(world.image.filter.as_ref(), Some(&both));
             prop_assert_eq!(&world.image.probe_sources, &world.probe_sources);
