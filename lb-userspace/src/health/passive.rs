@@ -8,6 +8,10 @@
 //! its next completed handshake clears it. Who forges SYNs can make a backend suspect only while
 //! no client at all completes a handshake with it.
 //!
+//! Neither is drawn from what can't be seen: a handshake is seen through the flow's entry in the
+//! table. SYNs of flows that found no place there, or were evicted before their first ACK, count
+//! against nobody. A full table so makes nobody suspect, be he well or dead; the probes go on.
+//!
 //! **Outliers** are found slowly and may lose their new flows. One is who, over a window,
 //!
 //! 1. completes less than `ratio` of the handshakes that are its *due*: as many for its share of

@@ -7,6 +7,7 @@ use std::{
 };
 
 use humantime::format_duration;
+use lb_common::flow;
 
 use super::State;
 use crate::{
@@ -28,18 +29,21 @@ impl State {
     /// Reads the backends' counters, and takes in what they say.
     pub fn read_traffic(&mut self, now: Instant) {
         let indices: Vec<u16> = self.image.backends.keys().copied().collect();
-        let counters = match self.datapath.maps.counters(&indices) {
-            Ok(counters) => counters,
+        let maps = &self.datapath.maps;
+        let read = || anyhow::Ok((maps.counters(&indices)?, maps.eviction_counts()?));
+        let (counters, evictions) = match read() {
+            Ok(read) => read,
             Err(error) => {
                 tracing::warn!("can't read the counters: {error:#}");
                 return;
             }
         };
+        let evicted = evictions[flow::State::Embryonic as usize];
         let totals: HashMap<Identity, Counts> = indices
             .iter()
             .zip(&counters)
             .filter_map(|(index, counters)| {
-                Some((self.identity(*index)?, Counts::of(|event| counters.event(event))))
+                Some((self.identity(*index)?, Counts::of(|event| counters.event(event), evicted)))
             })
             .collect();
         let mut pools = std::mem::take(&mut self.pools);

@@ -7,7 +7,8 @@ use super::Counts;
 /// When a backend is suspect.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// SYNs in a row, sent again or not, behind which no handshake was completed. Default 3.
+    /// SYNs in a row, sent again or not, behind which no handshake was completed though it would
+    /// have been seen. Default 3.
     pub syns: u64,
     /// At least so long after the first of them: a client's ACK takes a round trip. Default 300 ms,
     /// so that who dies is suspect before its clients send their SYNs again, after 1 s
@@ -24,7 +25,7 @@ impl Default for Limits {
 /// SYNs are forgotten so long after the last one: nobody waits for an answer to it any more.
 const FORGET: Duration = Duration::from_secs(60);
 
-/// SYNs since the last completed handshake.
+/// SYNs since the last completed handshake, without those of flows that are not in the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) enum Suspicion {
     /// None.
@@ -44,26 +45,25 @@ pub(super) enum Suspicion {
 impl Suspicion {
     /// What another reading makes of it. Which of a reading's SYNs came before its handshakes is
     /// not known: each handshake is taken for the answer to one of them, and the rest for SYNs
-    /// that have just been sent.
+    /// that have just been sent. Of the flows that were evicted it is not known whose they were:
+    /// all are taken for this backend's.
     pub(super) fn next(self, news: &Counts, now: Instant) -> Self {
         let more = news.syns.saturating_add(news.retransmissions);
-        match self {
-            _ if news.handshakes > 0 => match more.saturating_sub(news.handshakes) {
-                0 => Self::Nothing,
-                rest => Self::Waiting { syns: rest, since: now, last: now },
-            },
-            Self::Nothing if more > 0 => Self::Waiting { syns: more, since: now, last: now },
-            Self::Nothing => Self::Nothing,
+        let (waiting, since, last) = match self {
+            _ if news.handshakes > 0 => (more.saturating_sub(news.handshakes), now, now),
+            Self::Nothing => (more, now, now),
             Self::Waiting { last, .. }
                 if more == 0 && now.saturating_duration_since(last) >= FORGET =>
             {
-                Self::Nothing
+                (0, now, now)
             }
-            Self::Waiting { syns, since, last } => Self::Waiting {
-                syns: syns.saturating_add(more),
-                since,
-                last: if more > 0 { now } else { last },
-            },
+            Self::Waiting { syns, since, last } => {
+                (syns.saturating_add(more), since, if more > 0 { now } else { last })
+            }
+        };
+        match waiting.saturating_sub(news.unseen()) {
+            0 => Self::Nothing,
+            syns => Self::Waiting { syns, since, last },
         }
     }
 
@@ -119,6 +119,31 @@ mod tests {
                 let now = start + Duration::from_millis(at);
                 suspicion = suspicion.next(&counts(syns, again, handshakes), now);
                 assert_eq!(suspicion.is_suspect(&limits, now), suspect, "{name}, {at} ms");
+            }
+        }
+    }
+
+    #[test]
+    fn who_can_not_be_seen_answering_is_not_suspect() {
+        let limits = Limits::default();
+        let start = Instant::now();
+        // Readings (SYNs, untracked, evicted), each a second after the last; whether it is suspect.
+        type Story = (&'static str, &'static [(u64, u64, u64, bool)]);
+        let stories: [Story; 6] = [
+            ("no flow has a place", &[(9, 9, 0, false), (9, 9, 0, false), (9, 9, 0, false)]),
+            ("nor its first ACK", &[(9, 17, 0, false), (9, 19, 0, false), (9, 18, 0, false)]),
+            ("each is driven out by the next", &[(9, 0, 9, false), (9, 0, 70, false)]),
+            ("those that wait are driven out", &[(9, 0, 0, false), (0, 0, 0, true), (0, 0, 9, false)]),
+            ("it is dead, half have a place", &[(9, 5, 0, false), (9, 4, 0, true)]),
+            ("the table has room again", &[(9, 9, 0, false), (9, 0, 0, false), (9, 0, 0, true)]),
+        ];
+        for (name, readings) in stories {
+            let mut suspicion = Suspicion::default();
+            for (second, &(syns, untracked, evicted, suspect)) in (0..).zip(readings) {
+                let now = start + Duration::from_secs(second);
+                let news = Counts { untracked, evicted, ..counts(syns, 0, 0) };
+                suspicion = suspicion.next(&news, now);
+                assert_eq!(suspicion.is_suspect(&limits, now), suspect, "{name}, {second} s");
             }
         }
     }

@@ -18,6 +18,10 @@ struct Traffic {
     clients: usize,
     /// Forged SYNs in a tick, spread by weight.
     forged: usize,
+    /// Of 1000 flows so many find no place in the table, nor does their first ACK.
+    untracked: usize,
+    /// Each SYN drives out another.
+    evicts: bool,
     /// So many ticks after its SYN comes the ACK that completes a handshake.
     round_trip: usize,
     /// Who completes handshakes in the coming ticks, the next one first.
@@ -48,6 +52,8 @@ impl Traffic {
             members: vec![member; members],
             clients,
             forged: 0,
+            untracked: 0,
+            evicts: false,
             round_trip: 0,
             on_their_way: VecDeque::new(),
         }
@@ -75,8 +81,17 @@ impl Traffic {
         for number in 0..self.clients + self.forged {
             let index = self.choose();
             let completes = self.random.below(1000) < self.members[index].completes;
+            let is_untracked = self.random.below(1000) < self.untracked;
             let totals = &mut self.members[index].totals;
             totals.syns += 1;
+            if is_untracked {
+                totals.untracked += 1 + u64::from(completes);
+                continue;
+            }
+            if self.evicts {
+                self.members.iter_mut().for_each(|member| member.totals.evicted += 1);
+                continue;
+            }
             match (number < self.clients, completes) {
                 (true, true) => answered.push(index),
                 (true, false) => totals.retransmissions += 1,
@@ -139,6 +154,23 @@ fn a_dead_backend_is_suspect_before_its_clients_try_again() {
     traffic.members[2].completes = 1000;
     assert_eq!(traffic.tick(), [(2, Change::Cleared)]);
     assert_eq!(traffic.pool.suspects().count(), 0);
+}
+
+#[test]
+fn a_full_table_accuses_nobody_and_hides_no_dead_backend_when_it_has_room() {
+    let mut traffic = Traffic::new(4, 40, Outlier::Report);
+    traffic.pass(20);
+    let mut all = |traffic: &mut Traffic| (0..80).flat_map(|_| traffic.tick()).collect::<Vec<_>>();
+    traffic.untracked = 1000;
+    assert_eq!(all(&mut traffic), [], "no flow finds a place");
+    (traffic.untracked, traffic.evicts) = (0, true);
+    assert_eq!(all(&mut traffic), [], "each is driven out by the next");
+    (traffic.untracked, traffic.evicts) = (500, false);
+    assert_eq!(all(&mut traffic), [], "half find a place");
+    traffic.members[2].completes = 0;
+    let changes = all(&mut traffic);
+    assert_eq!(changes[0], (2, Change::Suspect), "{changes:?}");
+    assert!(changes.iter().all(|(backend, _)| *backend == 2), "{changes:?}");
 }
 
 #[test]

@@ -23,23 +23,39 @@ pub struct Counts {
     pub handshakes: u64,
     /// Flows that their clients reset soon after the SYN.
     pub client_resets: u64,
+    /// Flows that found no place in the flow table: their handshakes are not seen. Of those whose
+    /// SYN found none, the first ACK may count again.
+    pub untracked: u64,
+    /// Flows of all backends, whose is not counted, that were evicted while only their SYN was
+    /// seen: the rest of their handshakes is not.
+    pub evicted: u64,
 }
 
 impl Counts {
-    /// Picks them out of all that is counted per backend.
-    pub fn of(count: impl Fn(Event) -> u64) -> Self {
+    /// Picks them out of all that is counted per backend; `evicted` is that of the whole table.
+    pub fn of(count: impl Fn(Event) -> u64, evicted: u64) -> Self {
         Self {
             syns: count(Event::NewFlow),
             retransmissions: count(Event::SynRetransmission),
             second_tries: count(Event::SecondTry),
             handshakes: count(Event::Handshake),
             client_resets: count(Event::ClientReset),
+            untracked: count(Event::Untracked),
+            evicted,
         }
     }
 
-    /// SYNs that it has been given.
-    pub const fn attempts(&self) -> u64 {
-        (self.syns + self.retransmissions).saturating_sub(self.second_tries)
+    /// SYNs that it has been given and whose handshakes would be seen: as few as those can be.
+    /// Evictions are left out, for a flood drives out everybody's alike: shares compare in it.
+    pub fn attempts(&self) -> u64 {
+        let given = self.syns.saturating_add(self.retransmissions);
+        let tracked = given.saturating_sub(self.second_tries).saturating_sub(self.untracked);
+        tracked.max(self.handshakes)
+    }
+
+    /// Flows whose handshakes can't be seen: as many as those can be.
+    pub(super) const fn unseen(&self) -> u64 {
+        self.untracked.saturating_add(self.evicted)
     }
 
     /// What came after an earlier reading; `None` if the counters have begun anew since.
@@ -50,6 +66,8 @@ impl Counts {
             second_tries: self.second_tries.checked_sub(earlier.second_tries)?,
             handshakes: self.handshakes.checked_sub(earlier.handshakes)?,
             client_resets: self.client_resets.checked_sub(earlier.client_resets)?,
+            untracked: self.untracked.checked_sub(earlier.untracked)?,
+            evicted: self.evicted.checked_sub(earlier.evicted)?,
         })
     }
 
@@ -60,6 +78,8 @@ impl Counts {
             second_tries: self.second_tries.saturating_add(more.second_tries),
             handshakes: self.handshakes.saturating_add(more.handshakes),
             client_resets: self.client_resets.saturating_add(more.client_resets),
+            untracked: self.untracked.saturating_add(more.untracked),
+            evicted: self.evicted.saturating_add(more.evicted),
         }
     }
 }
@@ -172,6 +192,15 @@ mod tests {
         assert!(window.marks.len() <= STEPS as usize + 2);
         window.restart();
         assert_eq!(window.figures(), Figures::default());
+    }
+
+    #[test]
+    fn a_syn_without_a_place_is_no_attempt() {
+        let given = Counts { syns: 100, retransmissions: 10, second_tries: 5, ..syns(0) };
+        assert_eq!(given.attempts(), 105);
+        assert_eq!(Counts { untracked: 60, evicted: 1000, ..given }.attempts(), 45);
+        // Both the SYN and the ACK of a flow: nobody completes more than he was given.
+        assert_eq!(Counts { untracked: 130, handshakes: 7, ..given }.attempts(), 7);
     }
 
     #[test]
