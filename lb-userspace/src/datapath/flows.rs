@@ -119,7 +119,7 @@ pub struct FlowView {
     pub state: State,
     /// Seconds since it was inserted.
     pub age_seconds: f64,
-    /// Seconds since its last packet, to within a tick.
+    /// Seconds since its last packet, to within a tick; never more than since the first.
     pub idle_seconds: f64,
 }
 
@@ -185,6 +185,7 @@ impl FlowMemory {
                 continue;
             }
             let record = read_record(record);
+            let age_seconds = clock::seconds(age(now, record.start as u32), settings.hz);
             let view = FlowView {
                 client: SocketAddr::new(
                     IpAddr::from(record.client),
@@ -195,8 +196,8 @@ impl FlowMemory {
                     .then_some((record.nat_address, u16::from_be_bytes(record.nat_port))),
                 backend: entry.backend(),
                 state: entry.state(),
-                age_seconds: clock::seconds(age(now, record.start as u32), settings.hz),
-                idle_seconds: f64::from(entry.age(tick)) * tick_seconds,
+                age_seconds,
+                idle_seconds: idle(entry.age(tick), tick_seconds, age_seconds),
             };
             if !each(&view) {
                 return;
@@ -245,6 +246,11 @@ fn age(now: u32, start: u32) -> u32 {
     const AHEAD: u32 = 1 << 20;
     let age = now.wrapping_sub(start);
     if age > u32::MAX - AHEAD { 0 } else { age }
+}
+
+/// Seconds of so many ticks, the first of which had begun before the flow's packet came.
+fn idle(ticks: u8, tick_seconds: f64, age_seconds: f64) -> f64 {
+    (f64::from(ticks) * tick_seconds).min(age_seconds)
 }
 
 fn read_record(words: &[AtomicU64]) -> FlowRecord {
@@ -304,6 +310,14 @@ mod tests {
         assert_eq!(age(1000, 400), 600);
         assert_eq!(age(1000, 1003), 0);
         assert_eq!(age(5, u32::MAX - 4), 10, "jiffies wrap");
+    }
+
+    #[test]
+    fn nobody_is_silent_for_longer_than_he_is_there() {
+        // Its SYN came at the end of a tick of 4 s, and the next has just begun.
+        assert_eq!(idle(1, 4.096, 0.5), 0.5);
+        assert_eq!(idle(0, 4.096, 0.5), 0.0);
+        assert_eq!(idle(2, 4.096, 60.0), 8.192);
     }
 
     #[test]

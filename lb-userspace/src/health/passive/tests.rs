@@ -160,7 +160,7 @@ fn a_dead_backend_is_suspect_before_its_clients_try_again() {
 fn a_full_table_accuses_nobody_and_hides_no_dead_backend_when_it_has_room() {
     let mut traffic = Traffic::new(4, 40, Outlier::Report);
     traffic.pass(20);
-    let mut all = |traffic: &mut Traffic| (0..80).flat_map(|_| traffic.tick()).collect::<Vec<_>>();
+    let all = |traffic: &mut Traffic| (0..80).flat_map(|_| traffic.tick()).collect::<Vec<_>>();
     traffic.untracked = 1000;
     assert_eq!(all(&mut traffic), [], "no flow finds a place");
     (traffic.untracked, traffic.evicts) = (0, true);
