@@ -24,7 +24,8 @@ pub enum State {
     Free = 0,
     /// A SYN, no answer to it yet.
     Embryonic = 1,
-    /// More than a SYN was seen, within one tick: a spoofed ACK could have made it.
+    /// More than a SYN was seen, all of it within one tick: a spoofed ACK could have made it. It
+    /// stays young while it is silent, however old it gets; its next packet makes it old.
     Young = 2,
     /// Seen in two ticks or more; never evicted.
     Old = 3,

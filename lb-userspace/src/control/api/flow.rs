@@ -42,9 +42,9 @@ pub struct BadClients;
 pub enum FlowState {
     /// A SYN, no answer to it yet.
     Embryonic,
-    /// More than a SYN, all of it within some seconds.
+    /// More than a SYN, all in one tick (some 4 s) of the table's clock, perhaps long ago.
     Young,
-    /// Seen for longer.
+    /// Packets in two ticks or more: established for certain.
     Old,
     /// The client has sent its FIN.
     Closing,
