@@ -224,10 +224,11 @@ fn flow_table(flows: &api::FlowTable) -> String {
     let mut text = format!("{all}{flood}");
     let evicted = by_state(&flows.evicted_total);
     if !evicted.is_empty() {
-        text += &format!("; gave way{evicted}");
+        text += &format!("; evicted (gave way to newer){evicted}");
     }
     if flows.overflows_total > 0 {
-        text += &format!("; {} found no place", exact(flows.overflows_total));
+        let overflows = exact(flows.overflows_total);
+        text += &format!("; overflow (no place: untracked, nat refused): {overflows}");
     }
     text
 }

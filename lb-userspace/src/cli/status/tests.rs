@@ -106,7 +106,7 @@ fn well_is_short() {
     instance    default, sluice 0.1.0, daemon up 2h 0m
     config      /etc/sluice/sluice.toml, generation 7
     interfaces  eth0 (native)
-    flows       9,000 of 1,048,576: 9,000 embryonic (most only a SYN: a flood?); gave way: 4,000 embryonic, 3 young; 12 found no place
+    flows       9,000 of 1,048,576: 9,000 embryonic (most only a SYN: a flood?); evicted (gave way to newer): 4,000 embryonic, 3 young; overflow (no place: untracked, nat refused): 12
 
     no service: `sluice service add`, or `sluice apply FILE`
     ");
