@@ -209,6 +209,8 @@ impl Control for Instance {
             matching: 0,
             by_state: BTreeMap::new(),
             by_backend: Vec::new(),
+            by_client: Vec::new(),
+            client_prefixes: 0,
             oldest: None,
             limit: filter.limit.unwrap_or(0),
             truncated: false,

@@ -31,12 +31,12 @@ pub struct Arguments {
     /// Which come first; without it, those that are found first
     #[arg(long, value_name = "BY")]
     sort: Option<FlowOrder>,
-    /// List so many at most; 0: only count
-    #[arg(long, value_name = "N", default_value_t = FlowFilter::LIMIT as u32,
+    /// List so many at most, else 100, or none if 0; with --count so many prefixes, else 10
+    #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(..=FlowFilter::MAX_LIMIT as i64))]
-    limit: u32,
-    /// List none; count them by backend and state
-    #[arg(long, conflicts_with_all = ["limit", "sort"])]
+    limit: Option<u32>,
+    /// List none; count them by backend and state, and by client (IPv4 by /24, IPv6 by /56)
+    #[arg(long, conflicts_with = "sort")]
     count: bool,
     #[command(flatten)]
     output: Output,
@@ -44,7 +44,11 @@ pub struct Arguments {
 
 /// Lists and counts flows.
 pub async fn execute(client: &Client, arguments: &Arguments) -> anyhow::Result<()> {
-    let limit = if arguments.count { 0 } else { arguments.limit as usize };
+    let said = arguments.limit.map(|limit| limit as usize);
+    let (limit, by_client) = match arguments.count {
+        true => (0, Some(said.unwrap_or(FlowFilter::PREFIXES))),
+        false => (said.unwrap_or(FlowFilter::LIMIT), None),
+    };
     let filter = FlowFilter {
         service: arguments.service.clone(),
         backend: arguments.backend.clone(),
@@ -52,6 +56,7 @@ pub async fn execute(client: &Client, arguments: &Arguments) -> anyhow::Result<(
         state: arguments.state,
         sort: arguments.sort,
         limit: Some(limit),
+        by_client,
     };
     arguments.output.print(&client.flows(&filter).await?, render)
 }
@@ -77,7 +82,23 @@ fn render(flows: &api::Flows, palette: Palette) -> String {
     if flows.by_backend.len() > 1 || flows.limit == 0 && !flows.by_backend.is_empty() {
         text += &format!("\n{}", shares(&flows.by_backend).render(palette));
     }
+    if !flows.by_client.is_empty() {
+        text += &format!("\n{}", clients(&flows.by_client).render(palette));
+        let shown = flows.by_client.len() as u64;
+        if flows.client_prefixes > shown {
+            let [shown, all] = [shown, flows.client_prefixes].map(exact);
+            text += &format!("{shown} of {all} prefixes: `--limit N` shows more\n");
+        }
+    }
     text
+}
+
+fn clients(prefixes: &[api::ClientFlows]) -> Table {
+    let mut table = Table::new(&[("CLIENTS", Left), ("FLOWS", Right)]);
+    for api::ClientFlows { clients, flows } in prefixes {
+        table.row([(**clients).into(), exact(*flows).into()]);
+    }
+    table
 }
 
 fn list(flows: &[api::Flow]) -> Table {
@@ -142,7 +163,8 @@ mod tests {
 
     #[test]
     fn flows_are_listed_and_counted() {
-        insta::assert_snapshot!(render(&sample::flows(), PLAIN), @"
+        let uncounted = api::Flows { by_client: Vec::new(), ..sample::flows() };
+        insta::assert_snapshot!(render(&uncounted, PLAIN), @"
         CLIENT                 VIP              SERVICE  BACKEND  STATE        AGE  IDLE
         198.51.100.7:40001     203.0.113.10:80  web      web-1    old        1d 2h    0s
         198.51.100.7:40002     203.0.113.10:80  web      web-2    embryonic     3s    3s
@@ -160,18 +182,21 @@ mod tests {
     }
 
     #[test]
-    fn a_count_names_backends_and_states() {
+    fn a_count_names_backends_and_states_and_clients() {
         let mut count = sample::flows();
         count.flows.clear();
         count.limit = 0;
         count.by_backend.truncate(1);
         let text = render(&count, PLAIN);
         assert!(text.starts_with("1,234 flows matching: 3 embryonic"), "{text}");
-        assert!(
-            text.ends_with(
-                "web      web-1    1,200          3      0  1,197        0      0   1d 2h\n"
-            ),
-            "{text}"
-        );
+        insta::assert_snapshot!(text.split_once("\n\n").expect("tables").1, @"
+        SERVICE  BACKEND  FLOWS  EMBRYONIC  YOUNG    OLD  CLOSING  RESET  OLDEST
+        web      web-1    1,200          3      0  1,197        0      0   1d 2h
+
+        CLIENTS          FLOWS
+        198.51.100.0/24  1,200
+        2001:db8:7::/56     20
+        2 of 12 prefixes: `--limit N` shows more
+        ");
     }
 }

@@ -111,6 +111,7 @@ impl Client {
             ("state", filter.state.and_then(written)),
             ("sort", filter.sort.and_then(written)),
             ("limit", filter.limit.map(|limit| limit.to_string())),
+            ("by_client", filter.by_client.map(|prefixes| prefixes.to_string())),
         ];
         self.get(&format!("/v1/flows{}", query(fields))).await
     }

@@ -46,6 +46,7 @@ impl Control for Sample {
         flows.limit = filter.limit();
         flows.truncated = flows.flows.len() > flows.limit;
         flows.flows.truncate(flows.limit);
+        flows.by_client.truncate(filter.by_client());
         flows
     }
 
@@ -263,6 +264,10 @@ pub fn flows() -> api::Flows {
         matching: 1234,
         by_state: api::by_state(count),
         by_backend: vec![share("web-1", 1200, 93_784), share("web-2", 34, 3)],
+        by_client: [("198.51.100.0/24", 1200), ("2001:db8:7::/56", 20)]
+            .map(|(clients, flows)| api::ClientFlows { clients: clients.to_owned(), flows })
+            .into(),
+        client_prefixes: 12,
         limit: 3,
         truncated: true,
     }

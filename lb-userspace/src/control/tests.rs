@@ -90,10 +90,12 @@ async fn what_the_daemon_knows_the_client_hears() {
         state: Some(api::FlowState::Closing),
         sort: Some(api::FlowOrder::Idle),
         limit: Some(5),
+        by_client: Some(1),
     };
     let flows = client.flows(&filter).await.expect("flows");
     assert_eq!((flows.matching, flows.limit, flows.truncated), (1, 5, false));
     assert_eq!(flows.flows[0].client, "[2001:db8:7::1]:50000");
+    assert_eq!((flows.by_client.len(), flows.client_prefixes), (1, 12), "both filters arrive");
     daemon.stop().await;
 }
 
@@ -142,7 +144,7 @@ async fn errors_are_json_with_a_status() {
             "GET /v1/flows?clinet=192.0.2.1",
             "HTTP/1.1 400 Bad Request",
             "{\"error\":\"Failed to deserialize query string: clinet: unknown field `clinet`, \
-             expected one of `service`, `backend`, `client`, `state`, `sort`, `limit`\"}",
+             expected one of `service`, `backend`, `client`, `state`, `sort`, `limit`, `by_client`\"}",
         ),
     ];
     for (request, status, body) in cases {

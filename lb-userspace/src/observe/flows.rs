@@ -10,7 +10,7 @@ use std::{
 use anyhow::Result;
 use lb_common::{abi::capacity, flow};
 
-use super::{State, status::names};
+use super::{State, clients, status::names};
 use crate::{
     control::api::{self, FlowFilter, FlowOrder},
     datapath::{FlowTable, FlowView},
@@ -69,6 +69,8 @@ struct Listing<'f> {
     kept: BinaryHeap<Kept>,
     /// By backend index: how many in each state, and the oldest one's age.
     counts: Vec<Tally>,
+    /// By clients' prefixes, if that was asked for.
+    clients: Option<clients::Tally>,
     oldest: Option<FlowView>,
     /// The names' order, by backend index.
     ranks: HashMap<u16, u64>,
@@ -121,6 +123,7 @@ impl<'f> Listing<'f> {
             limit: filter.limit(),
             kept: BinaryHeap::new(),
             counts: vec![Tally::default(); capacity::BACKENDS],
+            clients: (filter.by_client() > 0).then(clients::Tally::default),
             oldest: None,
             ranks: sorted.into_iter().zip(0..).map(|((.., index), rank)| (index, rank)).collect(),
             matching: 0,
@@ -134,6 +137,9 @@ impl<'f> Listing<'f> {
             || state.is_some_and(|wanted| flow::State::from(wanted) != flow.state)
         {
             return;
+        }
+        if let Some(clients) = &mut self.clients {
+            clients.see(flow.client.ip());
         }
         let tally = &mut self.counts[usize::from(flow.backend)];
         tally.by_state[flow.state as usize] += 1;
@@ -161,7 +167,13 @@ impl<'f> Listing<'f> {
     }
 
     fn end(self) -> api::Flows {
-        let Self { names, nat_addresses, limit, kept, counts, oldest, matching, .. } = self;
+        let Self { names, nat_addresses, filter, limit, kept, counts, clients, oldest, .. } = self;
+        let matching = self.matching;
+        let (client_prefixes, most) =
+            clients.map(|clients| clients.most(filter.by_client())).unwrap_or_default();
+        let by_client = most
+            .into_iter()
+            .map(|(prefix, flows)| api::ClientFlows { clients: prefix.to_string(), flows });
         let flows: Vec<api::Flow> = kept
             .into_sorted_vec()
             .iter()
@@ -190,6 +202,8 @@ impl<'f> Listing<'f> {
             matching,
             by_state: all.told(),
             by_backend: by_backend.collect(),
+            by_client: by_client.collect(),
+            client_prefixes,
             oldest: oldest.and_then(|flow| tell(&flow, names, nat_addresses)),
             limit,
         }
@@ -328,5 +342,20 @@ mod tests {
         assert_eq!((flows.matching, flows.flows.len(), flows.truncated), (96, 0, true));
         assert_eq!((flows.by_state["young"], flows.by_state["embryonic"]), (96, 0));
         assert!(flows.oldest.is_some_and(|flow| flow.client.starts_with("10.0.1.")));
+        assert_eq!((flows.by_client.len(), flows.client_prefixes), (0, 0), "nobody asked");
+    }
+
+    #[test]
+    fn clients_are_counted_by_prefix_as_filtered() {
+        let filter = FlowFilter {
+            state: Some(FlowState::Young),
+            by_client: Some(3),
+            limit: Some(0),
+            ..FlowFilter::default()
+        };
+        let flows = list(&filter, (1 << 10) + 16);
+        assert_eq!(flows.client_prefixes, 5);
+        let told: Vec<_> = flows.by_client.iter().map(|one| (&*one.clients, one.flows)).collect();
+        assert_eq!(told, [("10.0.0.0/24", 96), ("10.0.1.0/24", 96), ("10.0.2.0/24", 96)]);
     }
 }

@@ -1,6 +1,7 @@
 //! What the daemon tells of itself: one struct for CLI, JSON and metrics, made from the maps
 //! and from what was last seen.
 
+mod clients;
 mod flows;
 mod forwarding;
 mod health;

@@ -112,16 +112,16 @@ fn of_flow_table(facts: &Facts<'_>) -> Option<Trouble> {
                 "{flows_embryonic} of {flows} flows are SYNs that nobody has followed up, a flood or \
                  clients who get no answer; {share}, and established flows keep their places"
             ),
-            "`sluice flows --count --state embryonic` shows at whom they aim, \
-             `sluice flows --state embryonic --limit 20` from where: have those sources filtered \
-             before this host",
+            "`sluice flows --count --state embryonic` shows at whom they aim, and from where: have \
+             those sources filtered before this host",
         )
     } else if used > capacity * CROWDED {
         (
             TroubleKind::FlowTable,
             format!("{share}; flows that find no place break if backends change meanwhile"),
-            "`sluice flows --count` shows whose they are: have abuse filtered, shorten the service's \
-             idle_timeout, or start anew (`sluice detach`) with a larger flow_capacity",
+            "`sluice flows --count` shows whose they are, by backend and by client: have abuse \
+             filtered, shorten the service's idle_timeout, or start anew (`sluice detach`) with a \
+             larger flow_capacity",
         )
     } else {
         return None;

@@ -23,6 +23,8 @@ pub struct FlowFilter {
     pub sort: Option<FlowOrder>,
     /// List so many at most; all that match are counted. Default [`FlowFilter::LIMIT`].
     pub limit: Option<usize>,
+    /// Count by clients' prefixes, too, and tell of so many of them at most; default 0: don't.
+    pub by_client: Option<usize>,
 }
 
 /// One address, or all of a prefix.
@@ -77,6 +79,12 @@ pub struct Flows {
     pub by_state: BTreeMap<String, u64>,
     /// The same by backend, sorted; backends without a matching flow are left out.
     pub by_backend: Vec<BackendFlows>,
+    /// The same by clients' prefixes, those with the most flows first, as many as were asked for.
+    #[serde(default)]
+    pub by_client: Vec<ClientFlows>,
+    /// How many prefixes there are in all; 0 if nobody asked.
+    #[serde(default)]
+    pub client_prefixes: u64,
     /// The oldest of them.
     pub oldest: Option<Flow>,
     /// How many were to be listed at most.
@@ -122,15 +130,32 @@ pub struct BackendFlows {
     pub oldest_seconds: u64,
 }
 
+/// What the clients of a prefix have of the matching flows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ClientFlows {
+    /// The prefix, as `198.51.100.0/24` or `2001:db8:7::/56`: IPv4 by /24, the longest that is
+    /// routed on the internet; IPv6 by /56, what one site is commonly given (RFC 6177 §2).
+    pub clients: String,
+    /// How many.
+    pub flows: u64,
+}
+
 impl FlowFilter {
     /// How many flows are listed when nobody says otherwise.
     pub const LIMIT: usize = 100;
     /// The most that are listed, however many are asked for: some 20 MiB of JSON.
     pub const MAX_LIMIT: usize = 100_000;
+    /// Of how many clients' prefixes `sluice flows --count` tells when nobody says otherwise.
+    pub const PREFIXES: usize = 10;
 
     /// How many to list.
     pub fn limit(&self) -> usize {
         self.limit.unwrap_or(Self::LIMIT).min(Self::MAX_LIMIT)
+    }
+
+    /// Of how many clients' prefixes to tell.
+    pub fn by_client(&self) -> usize {
+        self.by_client.unwrap_or(0).min(Self::MAX_LIMIT)
     }
 }
 

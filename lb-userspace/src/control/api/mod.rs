@@ -25,7 +25,7 @@ pub use self::change::{
 };
 pub use self::{
     event::{Event, EventFilter, EventKind, Events},
-    flow::{BackendFlows, Clients, Flow, FlowFilter, FlowOrder, FlowState, Flows},
+    flow::{BackendFlows, ClientFlows, Clients, Flow, FlowFilter, FlowOrder, FlowState, Flows},
     handshakes::HandshakeTimes,
     interface::{Interface, InterfaceCounts, InterfaceReasons, Loss},
     probe::{LastProbe, ProbeTotals},
