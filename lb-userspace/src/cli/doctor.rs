@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::{
     Output,
+    render::steps,
     table::{Cell, Palette, Side, Table, Tone},
 };
 use crate::{
@@ -28,8 +29,8 @@ fn render(report: &Report, palette: Palette) -> String {
             Severity::Wrong => Cell::toned(Tone::Bad, "WRONG"),
         };
         table.row([finding.about.as_str().into(), state, finding.says.as_str().into()]);
-        if let Some(mend) = &finding.mend {
-            table.row(["".into(), "".into(), format!("-> {mend}").into()]);
+        for step in finding.mend.iter().flat_map(|mend| steps(mend)) {
+            table.row(["".into(), "".into(), format!("-> {step}").into()]);
         }
     }
     table.render(palette)

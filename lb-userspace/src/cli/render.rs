@@ -24,6 +24,11 @@ pub fn by_state(counts: &BTreeMap<String, u64>) -> String {
     if states.is_empty() { String::new() } else { format!(": {}", states.join(", ")) }
 }
 
+/// What a mend says to do, or to look for, one thing after the other.
+pub fn steps(mend: &str) -> impl Iterator<Item = &str> {
+    mend.split("; ")
+}
+
 /// One row a service.
 pub fn services(services: &[api::Service], palette: Palette) -> String {
     if services.is_empty() {

@@ -8,7 +8,7 @@ use lb_common::flow::State;
 
 use super::{
     figures::{exact, plural, seconds, short},
-    render::{by_state, weight},
+    render::{by_state, steps, weight},
     table::{
         Cell, Palette,
         Side::{Left, Right},
@@ -150,8 +150,8 @@ fn one_trouble(
     let width = screen.width.map(|width| width.saturating_sub(INDENT).max(20));
     let mut lines = wrapped(&says, width);
     lines.extend(wrapped(&since(trouble, now), width));
-    if let Some(mend) = &trouble.mend {
-        lines.extend(wrapped(&format!("-> {mend}"), width));
+    for step in trouble.mend.iter().flat_map(|mend| steps(mend)) {
+        lines.extend(wrapped(&format!("-> {step}"), width));
     }
     let label = palette.paint(tone, &trouble.severity.name().to_uppercase());
     let blanks = " ".repeat(INDENT - trouble.severity.name().len());

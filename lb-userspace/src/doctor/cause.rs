@@ -161,16 +161,34 @@ impl Cause {
 
 /// What makes a host a backend.
 fn not_taken(forwarding: Forwarding, vip: IpAddr) -> String {
-    let agent = format!("run `sluice agent run --interface IF --vip {vip}` there");
+    let agent = format!("`sluice agent run --interface IF --vip {vip}`");
     match forwarding {
-        Forwarding::L2 => format!("the VIP is missing on its loopback interface: {agent}"),
-        Forwarding::Ipip => format!(
-            "the VIP is missing on its loopback interface, or nobody unpacks the tunnel: {agent}; \
-             if it runs, let a firewall pass IP protocols 4 and 41; with a tunnel device of the \
-             kernel, set its rp_filter to 0"
-        ),
+        Forwarding::L2 => {
+            format!("the VIP is missing on its loopback interface: run {agent} there")
+        }
+        Forwarding::Ipip => unpacked(vip, &agent),
         Forwarding::Nat => "look whether a firewall there drops it".to_owned(),
     }
+}
+
+/// What makes a host unpack the tunnel, from its own agent's counts on: one cause, one step.
+fn unpacked(vip: IpAddr, agent: &str) -> String {
+    // The protocol is that of what is inside: RFC 2003 §3.1, RFC 2473 §4.
+    let protocol = if vip.is_ipv4() { 4 } else { 41 };
+    let mut steps = vec![
+        "look at `sluice agent status` there first".to_owned(),
+        format!("nobody unpacks the tunnel, or {vip} is not there: {agent}"),
+        format!(
+            "it runs, and no frame comes: a firewall drops the tunnel, let IP protocol {protocol} pass"
+        ),
+        "it runs, and its source_refused grows: `--from` lacks the tunnel's source address"
+            .to_owned(),
+    ];
+    if vip.is_ipv4() {
+        // IPv6 has no such filter.
+        steps.push("a tunnel device of the kernel unpacks: set its rp_filter to 0".to_owned());
+    }
+    steps.join("; ")
 }
 
 #[cfg(test)]
@@ -220,13 +238,24 @@ mod tests {
                 Forwarding::L2,
                 "`sluice agent run --interface IF --vip 203.0.113.10`",
             ),
-            (Cause::NotTaken, Forwarding::Ipip, "nobody unpacks the tunnel"),
+            (Cause::NotTaken, Forwarding::Ipip, "look at `sluice agent status` there first; "),
             (Cause::Narrow, Forwarding::Ipip, "to 1540 or more"),
             (Cause::NotListeningOnVip, Forwarding::L2, "not on 2001:db8::11 alone"),
         ];
         for (cause, forwarding, expected) in cases {
             let mend = mend(cause, forwarding).expect("something can be done");
             assert!(mend.contains(expected), "{cause:?}: {mend}");
+        }
+
+        // Each cause of a silent tunnel is a step, in the words of this tunnel.
+        for (vip, protocol, other, steps) in [
+            ("203.0.113.10:80", "IP protocol 4 pass", "41", 5),
+            ("[2001:db8::10]:80", "41", "rp_filter", 4),
+        ] {
+            let vip = vip.parse().expect("a literal");
+            let mend = Cause::NotTaken.mend(Forwarding::Ipip, vip, backend).expect("a mend");
+            assert!(mend.contains(protocol) && !mend.contains(other), "{mend}");
+            assert_eq!(mend.split("; ").count(), steps, "{mend}");
         }
 
         // With nat it may listen on another port than the VIP's.

@@ -47,6 +47,19 @@ fn what_is_wrong_comes_first_with_its_age_and_its_mend() {
 }
 
 #[test]
+fn each_step_of_a_mend_has_a_line_of_its_own() {
+    let mend = "look at its log; if it is empty, start it; or give it up".to_owned();
+    let one = api::Trouble { mend: Some(mend), ..sample::status().troubles[0].clone() };
+    insta::assert_snapshot!(one_trouble(&one, at("07:54:15"), SMALL, PLAIN), @"
+    FAULT   backend web/web-2 is unreachable: 10.0.0.12 does not answer ARP on eth0
+            since 2026-05-01T07:42:11Z, for 12m 4s
+            -> look at its log
+            -> if it is empty, start it
+            -> or give it up
+    ");
+}
+
+#[test]
 fn an_outage_is_said_in_the_first_line() {
     let mut wrong = sample::status();
     wrong.services[1].new_flows = "nobody".to_owned();

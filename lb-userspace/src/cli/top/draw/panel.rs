@@ -11,6 +11,7 @@ use super::{WIDE, age, drops};
 use crate::{
     cli::{
         figures::{bytes, exact, rate, seconds},
+        render::steps,
         table::Tone,
         top::{
             state::{Daemon, Panel, Reading, Top},
@@ -87,7 +88,8 @@ fn troubles(top: &Top, reading: &Reading, theme: Theme) -> Vec<Line<'static>> {
             Span::styled(trouble.severity.name().to_uppercase(), theme.style(tone)),
             Span::raw(format!(" {subject}{} (for {since})", trouble.says)),
         ]));
-        lines.extend(trouble.mend.as_ref().map(|mend| Line::from(format!("  -> {mend}"))));
+        let steps = trouble.mend.iter().flat_map(|mend| steps(mend));
+        lines.extend(steps.map(|step| Line::from(format!("  -> {step}"))));
     }
     if lines.is_empty() {
         lines.push(Line::styled("nothing is wrong", theme.style(Tone::Good)));
@@ -171,6 +173,7 @@ fn chosen(top: &Top, reading: &Reading) -> Vec<Line<'static>> {
         )),
     ];
     let cause = backend.last_probe.as_ref().and_then(|probe| probe.cause.clone());
-    lines.extend(cause.map(|cause| Line::from(format!("-> {cause}"))));
+    let steps = cause.iter().flat_map(|cause| steps(cause));
+    lines.extend(steps.map(|step| Line::from(format!("-> {step}"))));
     lines
 }
