@@ -183,7 +183,7 @@ async fn about_backend(client: &Client, command: BackendCommand) -> anyhow::Resu
                 services.services = vec![service];
             }
             output.print(&backends(&services.services), |_, palette| {
-                render::backends(&services.services, palette)
+                render::backends(&services.services, services.doubt(), palette)
             })?;
             Ok(ExitCode::SUCCESS)
         }

@@ -12,7 +12,10 @@ use super::{
         Table, Tone,
     },
 };
-use crate::{control::api, health::Because};
+use crate::{
+    control::api::{self, TroubleKind},
+    health::Because,
+};
 
 /// `: 3 embryonic, 1,131 old`, or nothing.
 pub fn by_state(counts: &BTreeMap<String, u64>) -> String {
@@ -79,8 +82,11 @@ fn backends_in_brief(service: &api::Service) -> Cell {
 }
 
 /// One row a backend.
+///
+/// `doubt` is what is wrong with the flow table, if anything: backends may look ill for it.
 pub fn backends<'a>(
     services: impl IntoIterator<Item = &'a api::Service>,
+    doubt: Option<TroubleKind>,
     palette: Palette,
 ) -> String {
     let mut table = Table::new(&[
@@ -119,7 +125,7 @@ pub fn backends<'a>(
                 bytes(backend.bytes_total).into(),
                 (*backend.next_hop).into(),
             ]);
-            if let Some(remark) = remark(backend) {
+            if let Some(remark) = remark(backend, doubt) {
                 table.remark(1, remark);
             }
         }
@@ -164,7 +170,7 @@ fn health(backend: &api::Backend) -> Cell {
 
 /// Why a backend takes no new flows, or takes them though it is not simply well; and what its
 /// clients' packets say against it.
-fn remark(backend: &api::Backend) -> Option<Cell> {
+fn remark(backend: &api::Backend, doubt: Option<TroubleKind>) -> Option<Cell> {
     let mut says = Vec::new();
     let tone = match backend.takes_new_flows {
         false if backend.admin == api::Admin::Enabled && !backend.leaving => Tone::Bad,
@@ -179,9 +185,18 @@ fn remark(backend: &api::Backend) -> Option<Cell> {
     if backend.suspect {
         says.push("clients' SYNs are not answered".to_owned());
     }
-    if backend.outlier && backend.takes_new_flows {
+    let is_outlier = backend.outlier && backend.takes_new_flows;
+    if is_outlier {
         says.push("it completes far fewer handshakes than its pool".to_owned());
     }
+    let caveat = match doubt.filter(|_| backend.suspect || is_outlier) {
+        None => None,
+        Some(TroubleKind::Flood) => {
+            Some("in doubt: forged SYNs look the same, and there is a flood")
+        }
+        Some(_) => Some("in doubt: the flow table is full, and not all handshakes are seen"),
+    };
+    says.extend(caveat.map(str::to_owned));
     (!says.is_empty()).then(|| Cell::toned(tone, says.join("; ")))
 }
 
@@ -259,21 +274,22 @@ mod tests {
 
     #[test]
     fn backends_show_their_next_hop() {
-        insta::assert_snapshot!(backends(&sample::status().services, PLAIN), @"
+        insta::assert_snapshot!(backends(&sample::status().services, None, PLAIN), @"
         SERVICE  BACKEND  ADDRESS         PORT  WEIGHT  ADMIN    HEALTH       FLOWS    NEW  RESET  SYN AGAIN  PACKETS    BYTES  NEXT HOP
         api      api-1    2001:db8:1::11    80     100  enabled  healthy          0      0      0          0        0      0 B  eth0 02:00:00:00:00:01
         web      web-1    10.0.0.11         80     100  enabled  healthy         12  3,456      0          0   99,999  12.3 MB  eth0 02:00:00:00:00:01
         web      web-2    10.0.0.12         80      50  enabled  unreachable      0      0      7          0        0      0 B  no answer to ARP on eth0
                  no new flows: no answer to SYN within 1s; clients' SYNs are not answered
         ");
-        assert_eq!(backends(&[], PLAIN), "no backend\n");
+        assert_eq!(backends(&[], None, PLAIN), "no backend\n");
     }
 
     #[test]
     fn what_is_simply_well_has_no_remark() {
         let web = sample::status().services.remove(1);
         let well = web.backends[0].clone();
-        let said = |backend: &api::Backend| remark(backend).map(|remark| remark.text().to_owned());
+        let said =
+            |backend: &api::Backend| remark(backend, None).map(|remark| remark.text().to_owned());
         assert_eq!(said(&well), None);
         let slow = "healthy; slow start: weight 20 of 100";
         let cases = [
@@ -294,6 +310,25 @@ mod tests {
         ];
         for (backend, expected) in cases {
             assert_eq!(said(&backend).as_deref(), Some(expected));
+        }
+        // As `status` says it, so that nobody drains who is well.
+        let flood = "clients' SYNs are not answered; in doubt: forged SYNs look the same, and there \
+                     is a flood";
+        let suspect = api::Backend { suspect: true, ..well.clone() };
+        for (backend, doubt, expected) in [
+            (&suspect, TroubleKind::Flood, Some(flood)),
+            (
+                &api::Backend { outlier: true, ..well.clone() },
+                TroubleKind::FlowTable,
+                Some(
+                    "it completes far fewer handshakes than its pool; in doubt: the flow table is \
+                     full, and not all handshakes are seen",
+                ),
+            ),
+            (&well, TroubleKind::Flood, None),
+        ] {
+            let said = remark(backend, Some(doubt)).map(|remark| remark.text().to_owned());
+            assert_eq!(said.as_deref(), expected);
         }
         let stale = api::Backend { stale: true, ..well };
         assert_eq!(health(&stale).text(), "healthy, stale");

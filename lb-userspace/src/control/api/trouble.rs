@@ -115,6 +115,12 @@ pub enum Verdict {
 }
 
 impl Status {
+    /// What is wrong with the flow table, if anything: backends may look ill for it.
+    pub fn doubt(&self) -> Option<TroubleKind> {
+        let mut kinds = self.troubles.iter().map(|trouble| trouble.kind);
+        kinds.find(|kind| matches!(kind, TroubleKind::Flood | TroubleKind::FlowTable))
+    }
+
     /// Whether clients are served: by the services, and by the interfaces on which they come in.
     pub fn verdict(&self) -> Verdict {
         let is_out = |about: &str| {
@@ -167,6 +173,17 @@ mod tests {
         status.troubles.clear();
         status.ready = false;
         assert_eq!(status.verdict(), Verdict::No);
+    }
+
+    #[test]
+    fn a_flow_table_in_trouble_is_a_reason_to_doubt() {
+        let mut status = sample::status();
+        assert_eq!(status.doubt(), None);
+        for kind in [TroubleKind::FlowTable, TroubleKind::Flood] {
+            status.troubles.truncate(1);
+            status.troubles.push(Trouble { kind, ..status.troubles[0].clone() });
+            assert_eq!(status.doubt(), Some(kind));
+        }
     }
 
     #[test]
