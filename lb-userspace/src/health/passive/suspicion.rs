@@ -133,7 +133,10 @@ mod tests {
             ("no flow has a place", &[(9, 9, 0, false), (9, 9, 0, false), (9, 9, 0, false)]),
             ("nor its first ACK", &[(9, 17, 0, false), (9, 19, 0, false), (9, 18, 0, false)]),
             ("each is driven out by the next", &[(9, 0, 9, false), (9, 0, 70, false)]),
-            ("those that wait are driven out", &[(9, 0, 0, false), (0, 0, 0, true), (0, 0, 9, false)]),
+            (
+                "those that wait are driven out",
+                &[(9, 0, 0, false), (0, 0, 0, true), (0, 0, 9, false)],
+            ),
             ("it is dead, half have a place", &[(9, 5, 0, false), (9, 4, 0, true)]),
             ("the table has room again", &[(9, 9, 0, false), (9, 0, 0, false), (9, 0, 0, true)]),
         ];
