@@ -1,11 +1,16 @@
 //! Why a config file is refused: the one list. Each message names the place, the thing and
 //! the way out.
 
+mod address;
+mod words;
+
 use std::{fmt, io, net::IpAddr, path::PathBuf, time::Duration};
 
 use humantime::format_duration;
 use lb_common::{abi::capacity, forward::Forwarding};
 
+pub use self::address::{Family, Unusable};
+use self::words::{in_field, keeps_family, the_vip, there, way_out};
 use super::{MAX_FILE_BYTES, nat::NatProblem};
 use crate::model::Vip;
 
@@ -471,81 +476,4 @@ pub enum Problem {
         capacity::BACKENDS - 1
     )]
     TooManyBackends,
-}
-
-/// What keeps an address from being a VIP or a backend.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Unusable {
-    /// `0.0.0.0/8` or `::`.
-    #[error("is no host's address: write out the one that clients or frames go to")]
-    Unspecified,
-    /// `127.0.0.0/8` or `::1`.
-    #[error("is a loopback address, which never leaves its host: give one that others reach")]
-    Loopback,
-    /// A group.
-    #[error("is a multicast address: TCP needs the address of one host")]
-    Multicast,
-    /// Everybody.
-    #[error("is the broadcast address: TCP needs the address of one host")]
-    Broadcast,
-    /// Ambiguous without an interface.
-    #[error(
-        "is link-local, which means something else on every link: give a global or a \
-             unique local (fd00::/8) address"
-    )]
-    LinkLocal,
-    /// `::ffff:a.b.c.d`.
-    #[error("is an IPv4 address written as IPv6: write {0}")]
-    Mapped(std::net::Ipv4Addr),
-}
-
-/// An IP version.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Family {
-    /// 4.
-    V4,
-    /// 6.
-    V6,
-}
-
-impl Family {
-    /// An address's.
-    pub fn of(address: IpAddr) -> Self {
-        if address.is_ipv4() { Self::V4 } else { Self::V6 }
-    }
-}
-
-impl fmt::Display for Family {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::V4 => "IPv4",
-            Self::V6 => "IPv6",
-        })
-    }
-}
-
-fn there(line: &Option<usize>) -> String {
-    line.map_or_else(|| "there".to_owned(), |line| format!("on line {line}"))
-}
-
-fn the_vip(line: &Option<usize>) -> String {
-    line.map_or_else(|| "a VIP".to_owned(), |line| format!("the VIP of line {line}"))
-}
-
-fn keeps_family(forwarding: Forwarding) -> &'static str {
-    match forwarding {
-        Forwarding::L2 | Forwarding::Ipip => "l2 keeps the packet as it is",
-        Forwarding::Nat => "nat does not translate between families",
-    }
-}
-
-fn in_field(field: &Option<String>) -> String {
-    field.as_ref().map(|field| format!(", in `{field}`")).unwrap_or_default()
-}
-
-fn way_out(slots: &Option<u32>) -> String {
-    match slots {
-        Some(slots) => format!("set `slots = {slots}`"),
-        None => "split it into several services".to_owned(),
-    }
 }
