@@ -1,5 +1,8 @@
 //! What the daemon knows: what is wanted, what the maps hold, what was last seen.
 
+mod counted;
+mod repair;
+
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, HashSet},
     net::{IpAddr, SocketAddr},
@@ -8,7 +11,7 @@ use std::{
 };
 
 use anyhow::Result;
-use lb_common::{abi::Settings, counters::Event};
+use lb_common::abi::Settings;
 
 use super::{
     InterfaceCounts, losses::Book, recorder::Recording, retired::Retired, traffic::Pools,
@@ -18,21 +21,17 @@ use crate::{
     conservation::Ledger,
     control::api::{self, EventKind},
     datapath::{Datapath, Frames, IdleLimits, Sweep},
-    drain::{Admin, Moment},
     health::{self, Engine, Judge, Kept, Traffic},
     instance::Instance,
     intent::{
-        Count, Intent, Progress,
+        Intent,
         kept::{Restored, Store},
     },
     journal::{Entry, Journal},
-    model::{Backend, Desired, HostAddresses, Identity, IdleTimeouts, PortRange, Service, Vip},
+    model::{Desired, HostAddresses, Identity, IdleTimeouts, PortRange, Service, Vip},
     network::{Interface, Snapshot, XdpProgram},
     reconcile::{self, Image, InUse, ServiceImage, Write},
 };
-
-/// Services whose Maglev tables are compared slot by slot in one look at the maps: some 10 ms.
-const CLOSE_LOOKS: u16 = 8;
 
 /// Everything the daemon holds.
 pub struct State {
@@ -335,80 +334,6 @@ impl State {
         self.store.took_up(text);
     }
 
-    /// Frees what has expired in the flow table, and counts the rest.
-    ///
-    /// # Errors
-    /// If the kernel does not tell the time.
-    pub fn sweep(&mut self) -> Result<()> {
-        let begun = Instant::now();
-        self.sweep = self.datapath.sweep(&self.limits)?;
-        self.swept = Some(begun);
-        Ok(())
-    }
-
-    /// Tells the intent what the last sweep saw: drains come to their end by this.
-    pub fn count(&mut self) {
-        let is_newer = self.swept.is_some_and(|swept| swept > self.changed);
-        if !is_newer || !self.intent.waits() {
-            return;
-        }
-        let counts = self.counts();
-        let progress =
-            self.intent.counted(|identity| counts.get(&identity).copied(), Moment::now());
-        match progress {
-            Progress::None => {}
-            Progress::Figures => self.desired = self.intent.desired(),
-            Progress::States => {
-                self.tell_ends();
-                self.follow();
-                self.keep();
-            }
-        }
-    }
-
-    /// Logs the drains that have ended; `desired` is what was before.
-    fn tell_ends(&self) {
-        let after = self.intent.desired();
-        for service in &self.desired.services {
-            for backend in &service.backends {
-                let identity = service.identity(backend);
-                let Admin::Draining(_) = backend.admin else { continue };
-                let now = after
-                    .services
-                    .iter()
-                    .flat_map(|service| service.backends.iter().map(move |b| (service, b)))
-                    .find(|(service, backend)| service.identity(backend) == identity);
-                if let Some((_, Backend { admin: Admin::Drained(end), .. })) = now {
-                    let text = format!(
-                        "drained: {} flows at the start, {} cut, {} new since",
-                        end.flows_at_start, end.flows_cut, end.new_flows
-                    );
-                    let about = (Some(&*service.name), Some(&*backend.name));
-                    self.journal.note(EventKind::Drained, Entry::new(text).about(about.0, about.1));
-                }
-            }
-        }
-    }
-
-    /// What the last sweep saw of every backend of the maps.
-    fn counts(&self) -> HashMap<Identity, Count> {
-        let indices: Vec<u16> = self.image.backends.keys().copied().collect();
-        let counters = self.datapath.maps.counters(&indices).unwrap_or_else(|error| {
-            tracing::warn!("can't read the counters: {error:#}");
-            vec![Default::default(); indices.len()]
-        });
-        let with = indices.into_iter().zip(counters);
-        with.filter_map(|(index, counters)| {
-            let count = Count {
-                active: self.sweep.active[usize::from(index)],
-                entries: self.sweep.entries[usize::from(index)],
-                new_flows_total: counters.event(Event::NewFlow),
-            };
-            Some((self.identity(index)?, count))
-        })
-        .collect()
-    }
-
     /// What a backend of the maps is.
     pub fn identity(&self, index: u16) -> Option<Identity> {
         let backend = self.image.backends.get(&index)?;
@@ -426,72 +351,6 @@ impl State {
             Some((*index, *idle.get(&service.service.key())?))
         });
         self.limits = self.datapath.idle_limits(limits);
-    }
-
-    /// Looks whether the maps hold what we wrote, and mends what they don't.
-    ///
-    /// # Errors
-    /// If they can't be read, or written.
-    pub fn mend(&mut self) -> Result<()> {
-        if !self.datapath.mend_settings()? {
-            self.drift_repairs += 1;
-            self.journal.note(EventKind::Drift, Entry::new("SETTINGS was changed; written again"));
-        }
-        if !self.datapath.mend_interfaces()? {
-            self.drift_repairs += 1;
-            let text = "INTERFACES was changed; written again";
-            self.journal.note(EventKind::Drift, Entry::new(text));
-        }
-        let services = self.image.services.keys().last().map_or(0, |last| last + 1);
-        let from = if self.close_look < services { self.close_look } else { 0 };
-        self.close_look = from.saturating_add(CLOSE_LOOKS);
-        let seen = reconcile::look(&self.datapath.maps, &self.image, from..self.close_look)?;
-        let repairs = reconcile::repairs(&self.image, &seen);
-        let entries = repairs.iter().map(|repair| {
-            Entry::new(format!("{} was changed; written again", reconcile::describe(repair)))
-        });
-        self.journal.note_all(EventKind::Drift, entries);
-        reconcile::apply(&repairs, &mut self.datapath.maps, &mut self.image)?;
-        self.reconciliations.maglev_builds_total += reconcile::tables(&repairs);
-        self.drift_repairs += repairs.len() as u64;
-        Ok(())
-    }
-
-    /// Puts the plain program back after a `sluice trace` that was killed.
-    pub fn end_abandoned_trace(&self) {
-        match self.datapath.end_abandoned_trace() {
-            Ok(false) => {}
-            Ok(true) => {
-                let text = "a trace was killed: the plain program is back";
-                self.journal.note(EventKind::Attach, Entry::new(text.to_owned()));
-            }
-            Err(error) => tracing::error!("{error:#}"),
-        }
-    }
-
-    /// Attaches to the configured interfaces that run no program; tells whether it did. One that
-    /// runs somebody else's is left alone.
-    pub fn attach_again(&mut self) -> bool {
-        let mut attached = false;
-        let mut error = None;
-        for interface in self.interfaces.iter().filter_map(|seen| seen.found.as_ref()) {
-            if interface.xdp.is_some() {
-                continue;
-            }
-            match self.datapath.attach(interface, self.desired.dataplane.xdp_mode) {
-                Ok(()) => {
-                    let text = format!("{} ran no program: attached", interface.name);
-                    self.journal.note(EventKind::Attach, Entry::new(text));
-                    attached = true;
-                }
-                Err(refused) => error = Some(format!("{refused:#}")),
-            }
-        }
-        if error.is_some() && error != self.attach_error {
-            self.trouble(error.as_deref().unwrap_or_default());
-        }
-        self.attach_error = error;
-        attached
     }
 
     /// Whether some backend only waits for its last flow to end.
