@@ -7,6 +7,7 @@
 #![allow(internal_features, reason = "what LLVM knows of an offset has no stable question")]
 
 mod frame;
+mod object;
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -67,16 +68,4 @@ impl Tables for Kernel {
             unsafe { (*counts)[outcome as usize] += 1 };
         }
     }
-}
-
-/// The kernel takes helpers under the GPL from programs that declare it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never linked: the decisions have no path that panics.
-    loop {}
 }

@@ -8,6 +8,7 @@
 #![allow(internal_features, reason = "what LLVM knows of an offset has no stable question")]
 
 mod frame;
+mod object;
 
 use aya_ebpf::{
     bindings::xdp_action,
@@ -203,16 +204,4 @@ pub fn sink(_ctx: XdpContext) -> u32 {
         unsafe { *count += 1 };
     }
     xdp_action::XDP_DROP
-}
-
-/// The kernel takes helpers under the GPL from programs that declare it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never linked: nothing here has a path that panics.
-    loop {}
 }

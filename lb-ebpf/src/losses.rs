@@ -4,6 +4,8 @@
 #![no_std]
 #![no_main]
 
+mod object;
+
 use aya_ebpf::{
     bindings::BPF_NOEXIST,
     btf_maps::PerCpuHashMap,
@@ -45,16 +47,4 @@ fn count(loss: Loss) {
         // SAFETY: no other CPU has this value.
         unsafe { *count += 1 };
     }
-}
-
-/// The kernel takes helpers under the GPL from programs that declare it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never linked: nothing here has a path that panics.
-    loop {}
 }

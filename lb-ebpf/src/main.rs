@@ -9,6 +9,7 @@ mod frame;
 mod maps;
 #[path = "silent.rs"]
 mod notes;
+mod object;
 mod stages;
 mod tables;
 
@@ -55,16 +56,4 @@ pub fn pass(_ctx: XdpContext) -> u32 {
 #[xdp]
 pub fn clock(_ctx: XdpContext) -> u32 {
     tables::jiffies() as u32
-}
-
-/// The kernel takes helpers under the GPL from programs that declare it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never linked: the decisions have no path that panics.
-    loop {}
 }

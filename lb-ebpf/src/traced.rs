@@ -9,6 +9,7 @@ mod emit;
 mod frame;
 mod maps;
 mod notes;
+mod object;
 mod stages;
 mod tables;
 
@@ -26,16 +27,4 @@ pub fn traced(ctx: XdpContext) -> u32 {
     let tables = Kernel::of_clients(frame);
     let action = steer::process(frame, &tables, tables::jiffies());
     notes::end(&ctx, emit::emit(action))
-}
-
-/// The kernel takes helpers under the GPL from programs that declare it.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    // Never linked: the decisions have no path that panics.
-    loop {}
 }
