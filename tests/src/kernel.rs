@@ -17,99 +17,28 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ALONE, Backend, ELSEWHERE, Egress, EventsChunk, EvictionCounts, FORWARDED, FlowRecord,
-        HandshakeTimes, Interfaces, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service,
-        ServiceKey, Settings, SlotLine, Traffic, TrafficChunk, VipFilter,
+        ALONE, Backend, Egress, EventsChunk, EvictionCounts, FORWARDED, FlowRecord, HandshakeTimes,
+        Interfaces, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, Settings,
+        SlotLine, Traffic, TrafficChunk, VipFilter,
         capacity::{COUNTERS_PER_CHUNK, PLACES, PROBES_PER_LINE, SLOTS_PER_LINE},
         map,
     },
     address::Address,
     counters::Event,
     flow::{GROUP, State},
-    forward::Action,
     frame::HostFrame,
     host::{self, Counted, HostTables},
-    probe,
     reason::Reason,
-    steer,
     tables::Tables as _,
     trace::{self, Filter, Tally},
 };
-use lb_userspace::datapath::{ANSWERS, Mapping, OBJECT, PROBE, Raw, TRACED, TRACED_OBJECT};
+use lb_userspace::datapath::{Mapping, OBJECT, Raw, TRACED, TRACED_OBJECT};
 use zerocopy::{FromBytes as _, IntoBytes as _};
 
+pub use self::answer::{Answer, Program};
 use crate::lab;
 
-/// A program of the object.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Program {
-    /// Clients' frames.
-    Sluice,
-    /// Probes on their way out.
-    Probe,
-    /// Answers to them, where no clients' frames arrive.
-    Answers,
-}
-
-impl Program {
-    const ALL: [Self; 3] = [Self::Sluice, Self::Probe, Self::Answers];
-
-    const fn name(self) -> &'static str {
-        match self {
-            Self::Sluice => "sluice",
-            Self::Probe => PROBE,
-            Self::Answers => ANSWERS,
-        }
-    }
-
-    /// What the host build makes of a frame.
-    pub fn on_host(self, frame: &mut HostFrame, tables: &HostTables) -> Answer {
-        match self {
-            Self::Sluice => tables.arrives(frame.interface),
-            Self::Probe | Self::Answers => tables.place.set(ELSEWHERE),
-        }
-        Answer::from(match self {
-            Self::Sluice => steer::process(frame, tables, 0),
-            Self::Probe => probe::send(frame, tables),
-            Self::Answers => probe::collect(frame, tables),
-        })
-    }
-}
-
-/// What the program answered (`enum xdp_action` in `linux/bpf.h`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Answer {
-    /// An error in the program: never.
-    Aborted = 0,
-    /// Forget the frame.
-    Drop = 1,
-    /// Leave it to the network stack.
-    Pass = 2,
-    /// Send it out of the interface it came from.
-    Transmit = 3,
-    /// Send it out of another interface; which one, a test run does not tell.
-    Redirect = 4,
-}
-
-impl Answer {
-    fn from_number(number: u32) -> Result<Self> {
-        let all = [Self::Aborted, Self::Drop, Self::Pass, Self::Transmit, Self::Redirect];
-        all.into_iter()
-            .find(|answer| *answer as u32 == number)
-            .with_context(|| format!("the program answered {number}"))
-    }
-}
-
-impl From<Action> for Answer {
-    fn from(action: Action) -> Self {
-        match action {
-            Action::Pass => Self::Pass,
-            Action::Drop => Self::Drop,
-            Action::Transmit => Self::Transmit,
-            Action::Redirect(_) => Self::Redirect,
-        }
-    }
-}
+mod answer;
 
 /// Shortest frame the kernel takes for a test run: an Ethernet header (`ETH_HLEN`).
 pub const SHORTEST: usize = 14;
