@@ -11,7 +11,7 @@ use crate::{address::Address, counters, flow};
 
 /// Changes with any change of a map's name, capacity, key or value below, and of what a value
 /// means: of the hash that flows are found by, of a VIP's place in the filter.
-pub const ABI_VERSION: u32 = 5;
+pub const ABI_VERSION: u32 = 6;
 
 /// How many of each thing one instance can hold.
 pub mod capacity {
@@ -70,7 +70,8 @@ pub mod map {
     pub const SERVICES: &str = "SERVICES";
     /// Array of maps, by service index: an array of [`SlotLine`](super::SlotLine) each.
     pub const SLOTS: &str = "SLOTS";
-    /// Array of [`Backend`](super::Backend), by backend index.
+    /// Array, mmapable, of [`Backend`](super::Backend), by backend index. Nobody maps it: the kernel
+    /// lays out the values of such an array from the beginning of a page on, so each is one line.
     pub const BACKENDS: &str = "BACKENDS";
     /// Array of [`Egress`](super::Egress).
     pub const EGRESSES: &str = "EGRESSES";
@@ -214,7 +215,7 @@ pub struct ServiceKey {
 )]
 #[repr(C)]
 pub struct Service {
-    /// The VIP; compared after a hit in the flow table, as is its port.
+    /// The VIP.
     pub address: Address,
     /// As in [`ServiceKey::port`].
     pub port: [u8; 2],
@@ -269,7 +270,7 @@ pub type SlotLine = [u16; capacity::SLOTS_PER_LINE];
 /// as [`SlotLine`] is.
 pub type ProbeLine = [u16; capacity::PROBES_PER_LINE];
 
-/// A backend, by index: half a cache line, all a known flow's packet needs.
+/// A backend, by index: one cache line, all that a known flow's packet needs.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -289,6 +290,10 @@ pub struct Backend {
     pub state: u8,
     /// [`Forwarding`](crate::forward::Forwarding) as a number.
     pub forwarding: u8,
+    /// Its service's identity; compared after a hit in the flow table.
+    pub vip: ServiceKey,
+    /// Zero.
+    pub reserved: u64,
 }
 
 /// A MAC address and the index of an [`Egress`], in one word: both change at once, so that no
@@ -501,7 +506,7 @@ const _: () = {
     assert!(size_of::<ServiceKey>() == 24);
     assert!(size_of::<Service>() == 32);
     assert!(size_of::<SlotLine>() == 64);
-    assert!(size_of::<Backend>() == 32);
+    assert!(size_of::<Backend>() == 64);
     assert!(size_of::<Egress>() == 40);
     assert!(size_of::<FlowRecord>() == 32);
     assert!(size_of::<NatHop>() == 16);

@@ -203,8 +203,7 @@ fn find<T: Tables>(tables: &T, error: &Error, destination: Address) -> Option<Qu
     if found.entry.is_return() {
         return Some(Quoted(place | Quoted::TRANSLATED | Quoted::RETURN));
     }
-    let service = tables.service(backend.service)?;
-    if !service::is_at(&service.key(), sent.destination, sent.ports.destination) {
+    if !service::is_at(&backend.vip, sent.destination, sent.ports.destination) {
         return None;
     }
     let translated = if nat::translates(backend) { Quoted::TRANSLATED } else { 0 };

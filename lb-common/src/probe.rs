@@ -13,7 +13,7 @@
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
-    abi::{Backend, PROBE_HOST_MAC, PROBE_PEER_MAC, Service, Settings},
+    abi::{Backend, PROBE_HOST_MAC, PROBE_PEER_MAC, Settings},
     forward::{self, Action},
     frame::Frame,
     hash, nat,
@@ -42,8 +42,8 @@ pub fn send<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T) -> Action {
 #[inline(always)]
 fn forward<F: Frame, T: Stages<F>>(frame: &mut F, segment: &Segment, tables: &T) -> Option<Action> {
     let settings = tables.settings()?;
-    let (index, backend, service) = target(tables, segment.ports.source)?;
-    if !service::is_for(segment, &service.key()) {
+    let (index, backend) = target(tables, segment.ports.source)?;
+    if !service::is_for(segment, &backend.vip) {
         return None;
     }
     // Who is reached by translation has no VIP to be asked at.
@@ -62,7 +62,7 @@ fn forward<F: Frame, T: Stages<F>>(frame: &mut F, segment: &Segment, tables: &T)
 
 /// Whose the probe from a port is, and the service that it asks.
 #[inline(always)]
-fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(u16, &Backend, &Service)> {
+fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(u16, &Backend)> {
     let index = tables.probe(u16::from_be_bytes(port));
     if index == 0 {
         return None;
@@ -71,7 +71,7 @@ fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(u16, &Backend, &Servi
     if matches!(BackendState::from_number(backend.state), BackendState::Absent) {
         return None;
     }
-    Some((index, backend, tables.service(backend.service)?))
+    Some((index, backend))
 }
 
 /// Whether a segment is a backend's answer to a probe that is under way: to an address and port
@@ -80,7 +80,7 @@ fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(u16, &Backend, &Servi
 pub fn is_answer<T: Tables>(segment: &Segment, tables: &T, settings: &Settings) -> bool {
     settings.probe_interface != 0
         && target(tables, segment.ports.destination)
-            .is_some_and(|(_, _, asked)| service::is_from(segment, &asked.key()))
+            .is_some_and(|(_, asked)| service::is_from(segment, &asked.vip))
         && tables.is_probe_source(segment.destination)
 }
 

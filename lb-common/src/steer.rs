@@ -317,22 +317,15 @@ fn owner<'t, T: Tables>(segment: &Segment, tables: &'t T, entry: Entry) -> Owner
     if matches!(state, BackendState::Absent) {
         return Owner::Absent;
     }
-    match tables.service(backend.service) {
-        Some(service) if service::is_for(segment, &service.key()) => {
-            if state.forwards() {
-                Owner::Lives(backend)
-            } else {
-                Owner::Gone
-            }
-        }
-        Some(_) if entry.is_return() && nat::is_from(segment, backend) => {
-            if state.forwards() {
-                Owner::Answers
-            } else {
-                Owner::Gone
-            }
-        }
-        _ => Owner::Stranger,
+    let is_for = service::is_for(segment, &backend.vip);
+    if !is_for && !(entry.is_return() && nat::is_from(segment, backend)) {
+        Owner::Stranger
+    } else if !state.forwards() {
+        Owner::Gone
+    } else if is_for {
+        Owner::Lives(backend)
+    } else {
+        Owner::Answers
     }
 }
 

@@ -47,7 +47,7 @@ pub static SERVICES: Array<Service, { capacity::SERVICES }> = Array::new();
 pub static SLOTS: ArrayOfMaps<SlotLines, { capacity::SERVICES }> = ArrayOfMaps::new();
 
 #[btf_map]
-pub static BACKENDS: Array<Backend, { capacity::BACKENDS }> = Array::new();
+pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, BPF_F_MMAPABLE> = Array::new();
 
 #[btf_map]
 pub static EGRESSES: Array<Egress, { capacity::EGRESSES }> = Array::new();

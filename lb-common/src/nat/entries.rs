@@ -142,8 +142,7 @@ impl Turn {
         if is_return {
             let is_of = |record: &FlowRecord| sent.is_of_return(record, tables);
             let record = record_of(tables, word, self.hash, is_of)?;
-            let service = tables.service(backend.service)?;
-            let hash = Tuple::of_client(&record, &service.key()).hash(family, settings);
+            let hash = Tuple::of_client(&record, &backend.vip).hash(family, settings);
             Some(Half { record, hash })
         } else {
             let is_of = |record: &FlowRecord| sent.is_of_client(record);

@@ -325,7 +325,10 @@ fn what_is_no_service_is_the_kernels() {
     tables.services[usize::from(sample::service(L2, V4))].listed = false;
     assert!(matches!(send(&tables, &client(1), 0), Said::To(_)));
     assert_eq!(send(&tables, &client(2).with_flags(SYN), 0), Said::Leave(Reason::NotService));
-    // Removed: its flows are nobody's, and its address is no VIP.
+    // Removed, its backends first: its flows are nobody's, and its address is no VIP.
+    for number in 0..BACKENDS {
+        tables.backends[usize::from(backend(number))] = Backend::default();
+    }
     tables.services[usize::from(sample::service(L2, V4))].service = Service::default();
     assert_eq!(send(&tables, &client(1), 0), Said::Leave(Reason::NotVip));
 }

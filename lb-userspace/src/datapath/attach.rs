@@ -110,7 +110,7 @@ pub async fn detach(instance: &Instance) -> Result<bool> {
     for name in pins.links()? {
         pins.remove_link(&name)?;
     }
-    let maps = super::Maps::pinned_before(&pins);
+    let maps = super::Maps::pinned(&pins);
     let vips = maps.as_ref().map_or(Ok(BTreeSet::new()), super::Maps::vips)?;
     let elsewhere = match &maps {
         Ok(maps) => maps.settings()?.network_namespace != super::network_namespace()?,

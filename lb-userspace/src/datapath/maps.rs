@@ -73,15 +73,6 @@ impl Maps {
         Self::from(|name| pinned(pins, name))
     }
 
-    /// The pinned maps of an instance that may speak an ABI from before ours: those that it has not
-    /// are empty, and nobody else's.
-    pub(super) fn pinned_before(pins: &Pins) -> Result<Self> {
-        Self::from(|name| match absent(name) {
-            Some(empty) if !pins.map(name).exists() => empty,
-            _ => pinned(pins, name),
-        })
-    }
-
     /// Maps from wherever they are, by name.
     pub(super) fn from(mut map: impl FnMut(&str) -> Result<Map>) -> Result<Self> {
         macro_rules! open {
@@ -422,21 +413,6 @@ fn slot_table(slots: &[u16]) -> Result<Table<SlotLine>> {
         word.store(u64::from_ne_bytes(bytes), Ordering::Relaxed);
     }
     Ok(table)
-}
-
-/// An empty map in the place of one that an ABI from before ours has not.
-pub(super) fn absent(name: &str) -> Option<Result<Map>> {
-    fn same(map: &MapData) -> Result<MapData> {
-        Ok(MapData::from_id(map.info()?.id())?)
-    }
-    let interfaces = || Ok(Map::Array(same(Table::<Interfaces>::create(1, 0)?.map())?));
-    let evictions = || Ok(Map::PerCpuArray(same(PerCpu::<EvictionCounts>::create(1, 0)?.map())?));
-    let empty: Result<Map> = match name {
-        map::INTERFACES => interfaces(),
-        map::EVICTIONS => evictions(),
-        _ => return None,
-    };
-    Some(empty.with_context(|| format!("create an empty {name}")))
 }
 
 fn pinned(pins: &Pins, name: &str) -> Result<Map> {

@@ -136,8 +136,7 @@ fn flow_of<T: Tables>(
     let Found { index, entry } = found;
     let tick = flow::tick_of(settings, now);
     let backend = tables.backend(entry.backend());
-    let service = backend.and_then(|backend| tables.service(backend.service));
-    let is_ours = service.is_none_or(|service| service::is_for(tuple, &service.key()))
+    let is_ours = backend.is_none_or(|backend| service::is_for(tuple, &backend.vip))
         || entry.is_return() && backend.is_some_and(|backend| nat::is_from(tuple, backend));
     let state = backend.map_or(BackendState::Absent, |b| BackendState::from_number(b.state));
     let standing = match state {

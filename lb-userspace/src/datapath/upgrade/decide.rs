@@ -14,27 +14,6 @@ pub struct Known {
     pub shared: &'static [&'static str],
 }
 
-/// What ABI 5 has of ABI 4: all but counts by interface and of evictions. What was counted before
-/// goes on as the first interface's.
-const SINCE_4: [&str; 16] = [
-    map::VIP_FILTER,
-    map::VIPS,
-    map::FLOWS,
-    map::FLOW_RECORDS,
-    map::SERVICE_INDEX,
-    map::SERVICES,
-    map::SLOTS,
-    map::BACKENDS,
-    map::EGRESSES,
-    map::TRAFFIC,
-    map::EVENTS,
-    map::PROBES,
-    map::PROBE_SOURCES,
-    map::NAT_ADDRESSES,
-    map::NAT_ENDS,
-    map::NAT_HOPS,
-];
-
 /// An ABI that is ours in everything but the number, and that no release has: what the tests of
 /// a migration mark an instance with. It shares only the Maglev tables, which before Linux 6.8
 /// take 20 ms a service to put into another map; all else is copied.
@@ -42,10 +21,7 @@ pub const TWIN: u32 = u32::MAX;
 
 /// All of them. When [`ABI_VERSION`] changes, its predecessor joins this list, or does not, and
 /// is refused: what is copied must mean the same to the new program, which no size can tell.
-const KNOWN: [Known; 2] = [
-    Known { abi_version: 4, shared: &SINCE_4 },
-    Known { abi_version: TWIN, shared: &[map::SLOTS] },
-];
+const KNOWN: [Known; 1] = [Known { abi_version: TWIN, shared: &[map::SLOTS] }];
 
 /// What is to become of a running instance.
 #[derive(Debug, PartialEq, Eq)]
@@ -109,13 +85,12 @@ mod tests {
             network_namespace: 7,
             ..Settings::new_zeroed()
         };
-        let (newer, older) = (ABI_VERSION + 1, 3);
+        let (newer, older) = (ABI_VERSION + 1, ABI_VERSION - 1);
         for (what, settings, expected) in [
             ("the same build", running(ABI_VERSION, 1), Decision::Adopt),
             ("another build", running(ABI_VERSION, 2), Decision::Replace),
-            ("the ABI before", running(4, 2), Decision::Migrate(&KNOWN[0])),
-            ("a known ABI", running(TWIN, 2), Decision::Migrate(&KNOWN[1])),
-            ("a known ABI, strangely", running(TWIN, 1), Decision::Migrate(&KNOWN[1])),
+            ("a known ABI", running(TWIN, 2), Decision::Migrate(&KNOWN[0])),
+            ("a known ABI, strangely", running(TWIN, 1), Decision::Migrate(&KNOWN[0])),
             ("a newer ABI", running(newer, 2), Decision::Refuse(Refusal::Newer(newer))),
             ("an unknown older ABI", running(older, 2), Decision::Refuse(Refusal::Older(older))),
         ] {

@@ -54,7 +54,7 @@ pub fn migrate(
     object: &[u8],
     say: Say<'_>,
 ) -> Result<Report> {
-    let old = Maps::pinned_before(pins).context(
+    let old = Maps::pinned(pins).context(
         "the maps of the running instance have other layouts than this build knows how to read; \
          it goes on forwarding",
     )?;
@@ -205,9 +205,7 @@ fn copy_counters(old: &Pins, new: &Pins, known: &Known, backends: &[u16]) -> Res
         copy::<EventsChunk>(old, new, map::EVENTS, &chunks)?;
     }
     let places: Vec<u32> = (0..capacity::PLACES as u32).collect();
-    if old.map(map::EVICTIONS).exists() {
-        copy::<EvictionCounts>(old, new, map::EVICTIONS, &[0])?;
-    }
+    copy::<EvictionCounts>(old, new, map::EVICTIONS, &[0])?;
     copy::<ReasonCounts>(old, new, map::REASONS, &places)
 }
 
@@ -222,7 +220,7 @@ fn undo(pins: &Pins) -> Result<()> {
         .and_then(|program| load::is_attached(&program, pins))
         .unwrap_or(false);
     if swapped {
-        let (old, new) = (Maps::pinned_before(pins)?, Maps::pinned(&next)?);
+        let (old, new) = (Maps::pinned(pins)?, Maps::pinned(&next)?);
         let settings = new.settings()?;
         let (to, from) = (FlowTable::map(&old, &settings)?, FlowTable::map(&new, &settings)?);
         let base = to.snapshot();

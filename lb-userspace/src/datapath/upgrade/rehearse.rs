@@ -13,7 +13,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use anyhow::{Context as _, Result, anyhow};
+use anyhow::{Context as _, Result};
 use aya::{Ebpf, EbpfLoader, programs::Xdp};
 use lb_common::{
     abi::{Backend, Egress, Service, ServiceKey, Settings, VipFilter, capacity, map},
@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{
     datapath::{
-        Maps, PROGRAM, diagnose, load, maps,
+        Maps, PROGRAM, diagnose, load,
         run::{Answer, Mac, PASS, REDIRECT, TRANSMIT, run},
     },
     model::Vip,
@@ -221,9 +221,7 @@ impl Stage {
             .map_err(diagnose::load_error)?;
         load::load_program(&mut object, PROGRAM)?;
         let mut maps = Maps::from(|name| {
-            let own = object.take_map(name).map(Ok);
-            own.or_else(|| maps::absent(name))
-                .unwrap_or_else(|| Err(anyhow!("the object file has no map {name}")))
+            object.take_map(name).with_context(|| format!("the object file has no map {name}"))
         })?;
         let settings = Settings { flow_mask: entries / GROUP as u32 - 1, ..scenery.settings };
         maps.set_settings(&settings)?;
