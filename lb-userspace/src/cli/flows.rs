@@ -35,7 +35,8 @@ pub struct Arguments {
     #[arg(long, value_name = "N",
           value_parser = clap::value_parser!(u32).range(..=FlowFilter::MAX_LIMIT as i64))]
     limit: Option<u32>,
-    /// List none; count them by backend and state, and by client (IPv4 by /24, IPv6 by /56)
+    /// List none; count them by backend and state, and by client: IPv4 by /24, IPv6 by /56, or by the
+    /// address that alone has all of these
     #[arg(long, conflicts_with = "sort")]
     count: bool,
     #[command(flatten)]
@@ -194,7 +195,7 @@ mod tests {
         web      web-1    1,200          3      0  1,197        0      0   1d 2h
 
         CLIENTS          FLOWS
-        198.51.100.0/24  1,200
+        198.51.100.7     1,200
         2001:db8:7::/56     20
         2 of 12 prefixes: `--limit N` shows more
         ");

@@ -264,7 +264,7 @@ pub fn flows() -> api::Flows {
         matching: 1234,
         by_state: api::by_state(count),
         by_backend: vec![share("web-1", 1200, 93_784), share("web-2", 34, 3)],
-        by_client: [("198.51.100.0/24", 1200), ("2001:db8:7::/56", 20)]
+        by_client: [("198.51.100.7", 1200), ("2001:db8:7::/56", 20)]
             .map(|(clients, flows)| api::ClientFlows { clients: clients.to_owned(), flows })
             .into(),
         client_prefixes: 12,

@@ -1,8 +1,17 @@
 //! Flows counted by their clients' prefixes. Pure.
+//!
+//! It takes two looks at the flows: the first counts the prefixes, the second tells of those that have
+//! the most whether one client is all there is. So nobody keeps an address for each flow.
 
-use std::{cmp::Reverse, collections::BinaryHeap, net::IpAddr};
+use std::{
+    cmp::Reverse,
+    collections::{BTreeMap, BinaryHeap},
+    net::IpAddr,
+};
 
 use ipnet::{IpNet, Ipv4Net, Ipv6Net};
+
+use crate::control::api::Clients;
 
 /// Bits of an IPv4 prefix: the longest that is routed on the internet.
 const IPV4_BITS: u8 = 24;
@@ -27,9 +36,8 @@ impl Tally {
         self.seen.push(key(client));
     }
 
-    /// How many prefixes there are; and so many of them at most with their flows, those with the
-    /// most first, and then by their addresses.
-    pub fn most(mut self, limit: usize) -> (u64, Vec<(IpNet, u64)>) {
+    /// So many prefixes at most, those with the most flows first, and then by their addresses.
+    pub fn most(mut self, limit: usize) -> Most {
         self.seen.sort_unstable();
         let mut prefixes = 0;
         // The last in the order is on top, and gives way.
@@ -42,7 +50,65 @@ impl Tally {
             }
         }
         let kept = kept.into_sorted_vec().into_iter();
-        (prefixes, kept.map(|(Reverse(flows), key)| (prefix(key), flows)).collect())
+        let listed: Vec<_> = kept.map(|(Reverse(flows), key)| (key, flows)).collect();
+        let sources = listed.iter().map(|(key, _)| (*key, Source::Unseen)).collect();
+        Most { prefixes, listed, sources }
+    }
+}
+
+/// The prefixes with the most flows, before and after the second look.
+#[derive(Default)]
+pub(super) struct Most {
+    /// How many there are in all.
+    prefixes: u64,
+    /// With their flows, in order.
+    listed: Vec<(Key, u64)>,
+    /// Where the flows of each come from.
+    sources: BTreeMap<Key, Source>,
+}
+
+/// Where the flows of a prefix come from, as far as the second look has come.
+#[derive(Clone, Copy)]
+enum Source {
+    Unseen,
+    One(IpAddr),
+    Several,
+}
+
+impl Source {
+    /// One flow more, of this client.
+    fn next(self, client: IpAddr) -> Self {
+        match self {
+            Self::Unseen => Self::One(client),
+            Self::One(known) if known == client => self,
+            Self::One(_) | Self::Several => Self::Several,
+        }
+    }
+}
+
+impl Most {
+    /// Whether there is nothing to look at again.
+    pub fn is_empty(&self) -> bool {
+        self.listed.is_empty()
+    }
+
+    /// One flow more of this client, at the second look.
+    pub fn see(&mut self, client: IpAddr) {
+        if let Some(source) = self.sources.get_mut(&key(client)) {
+            *source = source.next(client);
+        }
+    }
+
+    /// How many prefixes there are; and those listed with their flows, as an address where all come
+    /// from it. Flows that came or went between the looks may make one client of several, and
+    /// several of one.
+    pub fn told(self) -> (u64, Vec<(Clients, u64)>) {
+        let Self { prefixes, listed, sources } = self;
+        let clients = |key: Key| match sources.get(&key) {
+            Some(Source::One(address)) => Clients::from(*address),
+            _ => Clients::from(prefix(key)),
+        };
+        (prefixes, listed.into_iter().map(|(key, flows)| (clients(key), flows)).collect())
     }
 }
 
@@ -68,12 +134,13 @@ mod tests {
     use super::*;
 
     fn told(clients: &[&str], limit: usize) -> (u64, Vec<(String, u64)>) {
+        let clients = clients.iter().map(|client| client.parse().expect("an address"));
         let mut tally = Tally::default();
-        for client in clients {
-            tally.see(client.parse().expect("an address"));
-        }
-        let (prefixes, most) = tally.most(limit);
-        (prefixes, most.into_iter().map(|(prefix, flows)| (prefix.to_string(), flows)).collect())
+        clients.clone().for_each(|client| tally.see(client));
+        let mut most = tally.most(limit);
+        clients.for_each(|client| most.see(client));
+        let (prefixes, told) = most.told();
+        (prefixes, told.into_iter().map(|(clients, flows)| (clients.to_string(), flows)).collect())
     }
 
     #[test]
@@ -98,12 +165,12 @@ mod tests {
             [
                 ("198.51.100.0/24", 3),
                 ("2001:db8:7::/56", 2),
-                ("0.0.0.0/24", 1),
-                ("192.0.2.0/24", 1),
-                ("255.255.255.0/24", 1),
-                ("::/56", 1),
-                ("2001:db8:7:100::/56", 1),
-                ("ffff:ffff:ffff:ff00::/56", 1),
+                ("0.0.0.0", 1),
+                ("192.0.2.1", 1),
+                ("255.255.255.255", 1),
+                ("::", 1),
+                ("2001:db8:7:100::1", 1),
+                ("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff", 1),
             ]
         );
         assert_eq!(prefixes, 8);
@@ -111,5 +178,30 @@ mod tests {
         assert_eq!((prefixes, most.len(), &*most[1].0), (8, 2, "2001:db8:7::/56"));
         assert_eq!(told(&clients, 0), (8, vec![]));
         assert_eq!(told(&[], 5), (0, vec![]));
+    }
+
+    #[test]
+    fn who_is_alone_in_a_prefix_is_named() {
+        let [abuser, neighbour, user] = ["198.51.100.7", "198.51.100.8", "192.0.2.1"];
+        let (abuser6, neighbour6) = ("2001:db8:7::1", "2001:db8:7:ff::1");
+        for (clients, expected) in [
+            (vec![abuser, user, abuser, abuser], (abuser, 3)),
+            (vec![abuser, abuser, neighbour], ("198.51.100.0/24", 3)),
+            // Different again after it was alike.
+            (vec![abuser, neighbour, abuser], ("198.51.100.0/24", 3)),
+            (vec![abuser6, user, abuser6], (abuser6, 2)),
+            (vec![abuser6, neighbour6], ("2001:db8:7::/56", 2)),
+        ] {
+            let (_, most) = told(&clients, 1);
+            assert_eq!(most, [(expected.0.to_owned(), expected.1)], "{clients:?}");
+        }
+    }
+
+    #[test]
+    fn who_was_gone_at_the_second_look_is_told_by_prefix() {
+        let mut tally = Tally::default();
+        tally.see([198, 51, 100, 7].into());
+        let (prefixes, told) = tally.most(1).told();
+        assert_eq!((prefixes, told[0].0.to_string(), told[0].1), (1, "198.51.100.0/24".into(), 1));
     }
 }

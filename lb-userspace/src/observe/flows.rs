@@ -48,10 +48,16 @@ impl Look {
         match table {
             Ok(table) => {
                 let of = |backend: u16| names.contains_key(&backend);
-                table.each(of, |flow| {
-                    listing.see(flow);
-                    true
-                });
+                let each = |see: &mut dyn FnMut(&FlowView)| {
+                    table.each(of, |flow| {
+                        see(flow);
+                        true
+                    });
+                };
+                each(&mut |flow| listing.see(flow));
+                if listing.begin_second_look() {
+                    each(&mut |flow| listing.see_again(flow));
+                }
             }
             Err(error) => tracing::warn!("can't list the flows: {error:#}"),
         }
@@ -71,6 +77,8 @@ struct Listing<'f> {
     counts: Vec<Tally>,
     /// By clients' prefixes, if that was asked for.
     clients: Option<clients::Tally>,
+    /// Of those, the prefixes to tell of.
+    most: clients::Most,
     oldest: Option<FlowView>,
     /// The names' order, by backend index.
     ranks: HashMap<u16, u64>,
@@ -124,6 +132,7 @@ impl<'f> Listing<'f> {
             kept: BinaryHeap::new(),
             counts: vec![Tally::default(); capacity::BACKENDS],
             clients: (filter.by_client() > 0).then(clients::Tally::default),
+            most: clients::Most::default(),
             oldest: None,
             ranks: sorted.into_iter().zip(0..).map(|((.., index), rank)| (index, rank)).collect(),
             matching: 0,
@@ -131,11 +140,8 @@ impl<'f> Listing<'f> {
     }
 
     fn see(&mut self, flow: &FlowView) {
-        let FlowFilter { client, state, sort, .. } = self.filter;
         let Some(rank) = self.ranks.get(&flow.backend).copied() else { return };
-        if client.is_some_and(|wanted| !wanted.contains(&flow.client.ip()))
-            || state.is_some_and(|wanted| flow::State::from(wanted) != flow.state)
-        {
+        if !self.is_wanted(flow) {
             return;
         }
         if let Some(clients) = &mut self.clients {
@@ -150,7 +156,7 @@ impl<'f> Listing<'f> {
         // Milliseconds, the longest first.
         let longest = |seconds: f64| u64::MAX - (seconds * 1000.0) as u64;
         let (age, idle) = (longest(flow.age_seconds), longest(flow.idle_seconds));
-        let place = match sort {
+        let place = match self.filter.sort {
             None => (self.matching, 0),
             Some(FlowOrder::Age) => (age, idle),
             Some(FlowOrder::Idle) => (idle, age),
@@ -166,14 +172,34 @@ impl<'f> Listing<'f> {
         }
     }
 
+    /// Whether client and state are those asked for.
+    fn is_wanted(&self, flow: &FlowView) -> bool {
+        let FlowFilter { client, state, .. } = self.filter;
+        client.is_none_or(|wanted| wanted.contains(&flow.client.ip()))
+            && state.is_none_or(|wanted| flow::State::from(wanted) == flow.state)
+    }
+
+    /// Chooses the clients' prefixes to tell of; tells whether the flows must be seen again, for
+    /// who is in them.
+    fn begin_second_look(&mut self) -> bool {
+        let clients = self.clients.take();
+        self.most = clients.map(|c| c.most(self.filter.by_client())).unwrap_or_default();
+        !self.most.is_empty()
+    }
+
+    fn see_again(&mut self, flow: &FlowView) {
+        if self.ranks.contains_key(&flow.backend) && self.is_wanted(flow) {
+            self.most.see(flow.client.ip());
+        }
+    }
+
     fn end(self) -> api::Flows {
-        let Self { names, nat_addresses, filter, limit, kept, counts, clients, oldest, .. } = self;
+        let Self { names, nat_addresses, limit, kept, counts, most, oldest, .. } = self;
         let matching = self.matching;
-        let (client_prefixes, most) =
-            clients.map(|clients| clients.most(filter.by_client())).unwrap_or_default();
+        let (client_prefixes, most) = most.told();
         let by_client = most
             .into_iter()
-            .map(|(prefix, flows)| api::ClientFlows { clients: prefix.to_string(), flows });
+            .map(|(clients, flows)| api::ClientFlows { clients: clients.to_string(), flows });
         let flows: Vec<api::Flow> = kept
             .into_sorted_vec()
             .iter()
@@ -270,11 +296,11 @@ mod tests {
         let names = names();
         let nat = NatAddresses::new();
         let mut listing = Listing::new(&names, &nat, filter);
-        for number in 0..count {
+        let flow = |number: u32| {
             // Coprime to any power of two: each age below `count` once.
             let age = number.wrapping_mul(2_654_435_761) % count;
             let [_, b, c, d] = number.to_be_bytes();
-            listing.see(&FlowView {
+            FlowView {
                 client: SocketAddr::from(([10, b, c, d], 40_000)),
                 vip_port: 443,
                 nat: None,
@@ -282,7 +308,11 @@ mod tests {
                 state: flow::State::ALL[(number / 4 % 2) as usize],
                 age_seconds: f64::from(age),
                 idle_seconds: f64::from(age / 2),
-            });
+            }
+        };
+        (0..count).for_each(|number| listing.see(&flow(number)));
+        if listing.begin_second_look() {
+            (0..count).for_each(|number| listing.see_again(&flow(number)));
         }
         listing.end()
     }
@@ -357,5 +387,17 @@ mod tests {
         assert_eq!(flows.client_prefixes, 5);
         let told: Vec<_> = flows.by_client.iter().map(|one| (&*one.clients, one.flows)).collect();
         assert_eq!(told, [("10.0.0.0/24", 96), ("10.0.1.0/24", 96), ("10.0.2.0/24", 96)]);
+    }
+
+    #[test]
+    fn a_client_is_named_who_alone_of_his_prefix_is_asked_for() {
+        let told = |client: &str| {
+            let client = Some(client.parse().expect("an address or a prefix"));
+            let filter = FlowFilter { client, by_client: Some(3), ..FlowFilter::default() };
+            let flows = list(&filter, 1 << 10);
+            flows.by_client.iter().map(|one| one.clients.clone()).collect::<Vec<_>>()
+        };
+        assert_eq!(told("10.0.1.7"), ["10.0.1.7"]);
+        assert_eq!(told("10.0.1.0/24"), ["10.0.1.0/24"]);
     }
 }

@@ -45,8 +45,12 @@ fn flows_tell_who_serves_whom() {
         }
         let report = conversations.stop();
         assert_eq!(served, report.per_backend, "{client}");
+        let count = sluice.json(&["flows", "--count", "--client", &client]).unwrap();
+        assert_eq!(count["by_client"][0]["clients"], client, "he is alone: {count}");
         reports.push(report);
     }
+    let count = sluice.json(&["flows", "--count"]).unwrap();
+    assert_eq!(count["by_client"][0]["clients"], "198.18.1.0/24", "both are of it: {count}");
     // The sum of both, per backend, is in the status.
     let status = sluice.status().unwrap();
     for backend in status["services"][0]["backends"].as_array().unwrap() {

@@ -134,7 +134,8 @@ pub struct BackendFlows {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ClientFlows {
     /// The prefix, as `198.51.100.0/24` or `2001:db8:7::/56`: IPv4 by /24, the longest that is
-    /// routed on the internet; IPv6 by /56, what one site is commonly given (RFC 6177 §2).
+    /// routed on the internet; IPv6 by /56, what one site is commonly given (RFC 6177 §2). Where all
+    /// its flows come from one address, that instead, as `198.51.100.7`.
     pub clients: String,
     /// How many.
     pub flows: u64,
@@ -187,6 +188,12 @@ impl Clients {
 impl From<IpAddr> for Clients {
     fn from(address: IpAddr) -> Self {
         Self(address.into())
+    }
+}
+
+impl From<IpNet> for Clients {
+    fn from(prefix: IpNet) -> Self {
+        Self(prefix)
     }
 }
 
