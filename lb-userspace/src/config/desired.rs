@@ -34,7 +34,9 @@ const LISTEN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 9180
 pub(super) const WEIGHT: u16 = 100;
 pub(super) const PANIC_THRESHOLD: f64 = 0.5;
 
-const FLOW_CAPACITY: (i64, i64) = (1 << 10, 1 << 28);
+/// The most flows that a flow table is made for.
+pub const FLOW_CAPACITY_MAX: u32 = 1 << 28;
+const FLOW_CAPACITY: (i64, i64) = (1 << 10, FLOW_CAPACITY_MAX as i64);
 const DRAIN_DEADLINES: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(30 * 86_400));
 const SLOW_STARTS: (Duration, Duration) = (Duration::ZERO, Duration::from_secs(3600));
 /// The MSS of who announces none (RFC 9293 §3.7.1).

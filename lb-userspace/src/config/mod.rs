@@ -17,6 +17,7 @@ mod warnings;
 use std::{fs::File, io::Read, ops::Range, path::Path};
 
 pub use added::{backend, service};
+pub(crate) use desired::FLOW_CAPACITY_MAX;
 pub use error::{Error, Family, Place, Problem, Unusable};
 pub use export::export;
 pub use nat::NatProblem;

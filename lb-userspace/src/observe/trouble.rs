@@ -7,9 +7,12 @@ mod tests;
 
 use std::collections::BTreeMap;
 
+use lb_common::forward::Forwarding;
+
 use super::losses::Kind;
 use crate::{
     choice::Tier,
+    config::FLOW_CAPACITY_MAX,
     control::api::{NatPorts, Severity, Trouble, TroubleKind},
     doctor::{Cause, Met, Narrow, cause},
     drain::{Admin, Moment},
@@ -113,20 +116,49 @@ fn of_flow_table(facts: &Facts<'_>) -> Option<Trouble> {
                  clients who get no answer; {share}, and established flows keep their places"
             ),
             "`sluice flows --count --state embryonic` shows at whom they aim, and from where: have \
-             those sources filtered before this host",
+             those sources filtered before this host"
+                .to_owned(),
         )
     } else if used > capacity * CROWDED {
         (
             TroubleKind::FlowTable,
-            format!("{share}; flows that find no place break if backends change meanwhile"),
-            "`sluice flows --count` shows whose they are, by backend and by client: have abuse \
-             filtered, shorten the service's idle_timeout, or start anew (`sluice detach`) with a \
-             larger flow_capacity",
+            format!("{share}; {}", at_risk(&facts.pools)),
+            mend_of_flow_table(flow_capacity),
         )
     } else {
         return None;
     };
-    Some(of_instance(Severity::Fault, kind, says, Some(mend.to_owned())))
+    Some(of_instance(Severity::Fault, kind, says, Some(mend)))
+}
+
+/// What becomes of new connections while the flow table is crowded: those that find no place are
+/// forwarded by slot, or, translated, refused.
+fn at_risk(pools: &[Pool<'_>]) -> &'static str {
+    let is_translated = |pool: &Pool<'_>| pool.service.forwarding == Forwarding::Nat;
+    match (pools.iter().any(is_translated), pools.iter().all(is_translated)) {
+        (true, true) => "new connections that find no place are refused",
+        (true, false) => {
+            "new connections still work, but those that find no place break when backends change, \
+             or, with nat, are refused"
+        }
+        (false, _) => {
+            "new connections still work, but those that find no place break when backends change"
+        }
+    }
+}
+
+/// What makes room, what costs least first.
+fn mend_of_flow_table(capacity: u32) -> String {
+    let own = "`sluice flows --count` shows whose they are, by backend and by client: have abuse \
+               filtered; shorten the idle_timeout of services whose clients leave without a word";
+    let double = capacity.saturating_add(1).next_power_of_two();
+    match double <= FLOW_CAPACITY_MAX {
+        true => format!(
+            "{own}; if all are wanted, set `flow_capacity = {double}` and start anew: `sluice detach` \
+             stops forwarding and breaks connections, `sluice run` begins again"
+        ),
+        false => own.to_owned(),
+    }
 }
 
 /// About the instance itself.

@@ -255,8 +255,12 @@ fn an_exhausted_table() {
     let (scene, sluice) = flooded(&[SYN, ACK]);
     let says = [
         "\n\nFAULT   the flow table is ",
-        " % full; flows that find no place break if backends change meanwhile",
-        "-> `sluice flows --count` shows whose they are, by backend and by client",
+        " % full; new connections still work, but those that find no place break when backends \
+         change\n",
+        "\n        -> `sluice flows --count` shows whose they are, by backend and by client: have abuse \
+         filtered\n        -> shorten the idle_timeout of services",
+        "\n        -> if all are wanted, set `flow_capacity = 2048` and start anew: `sluice detach` stops \
+         forwarding and breaks connections",
         "; overflow (no place: untracked, nat refused): ",
     ];
     let text = until_status(&sluice, "flow_table", &says);

@@ -243,7 +243,7 @@ fn a_flood_of_syns_is_told_from_a_table_that_is_too_small() {
     assert_eq!(told(768, 100, 768), None);
     let (kind, says) = told(800, 100, 800).expect("crowded");
     assert_eq!(kind, TroubleKind::FlowTable);
-    assert!(says.starts_with("the flow table is 78 % full; flows that find no place"), "{says}");
+    assert!(says.starts_with("the flow table is 78 % full; new connections still work"), "{says}");
     assert_eq!(told(300, 128, 200), None, "what a table this size is made for");
     assert_eq!(told(300, 149, 300), None, "most are answered");
     let (kind, says) = told(300, 151, 300).expect("flooded");
@@ -273,6 +273,53 @@ fn a_flood_of_syns_is_told_from_a_table_that_is_too_small() {
     let (kind, says) = told(1000, 480, 500).expect("flooded");
     assert_eq!(kind, TroubleKind::Flood);
     assert!(says.contains("the flow table is 98 % full"), "{says}");
+}
+
+#[test]
+fn a_full_table_names_who_is_at_risk_and_what_costs_least_first() {
+    let told = |forwardings: &[Forwarding], flow_capacity: u32| {
+        let service = |forwarding: &Forwarding| {
+            let forwarding = *forwarding;
+            Service { forwarding, ..sample::service("web", 0) }
+        };
+        let services: Vec<_> = forwardings.iter().map(service).collect();
+        let pool = |service| Pool {
+            service,
+            tier: Tier::Healthy,
+            hold: None,
+            narrow: None,
+            members: Vec::new(),
+        };
+        let flows_used = flow_capacity - 1;
+        let pools = services.iter().map(pool).collect();
+        let found = troubles(Facts { flows_used, flow_capacity, ..facts(pools) });
+        let trouble = found.into_iter().next().expect("crowded");
+        (trouble.says, trouble.mend.expect("a mend"))
+    };
+    let by_slot = "; new connections still work, but those that find no place break when backends \
+                   change";
+    for (forwardings, risk) in [
+        (&[][..], by_slot.to_owned()),
+        (&[Forwarding::L2, Forwarding::Ipip], by_slot.to_owned()),
+        (&[Forwarding::L2, Forwarding::Nat], format!("{by_slot}, or, with nat, are refused")),
+        (&[Forwarding::Nat], "; new connections that find no place are refused".to_owned()),
+    ] {
+        let (says, _) = told(forwardings, 1024);
+        assert!(says.ends_with(&format!("% full{risk}")), "{forwardings:?}: {says}");
+    }
+    let (_, mend) = told(&[], 1024);
+    let steps: Vec<&str> = mend.split("; ").collect();
+    assert!(steps[0].starts_with("`sluice flows --count`"), "{steps:?}");
+    assert!(steps[1].starts_with("shorten the idle_timeout"), "{steps:?}");
+    assert!(steps[2].contains("`flow_capacity = 2048`"), "{steps:?}");
+    assert!(
+        steps[2].contains("`sluice detach` stops forwarding and breaks connections"),
+        "{steps:?}"
+    );
+    assert_eq!(steps.len(), 3, "{steps:?}");
+    // No file may ask for more.
+    let (_, mend) = told(&[], 1 << 28);
+    assert!(!mend.contains("flow_capacity"), "{mend}");
 }
 
 #[test]
