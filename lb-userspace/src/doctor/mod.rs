@@ -213,10 +213,12 @@ fn illness(
     };
     let cause = cause(by_vip, direct)?;
     let error = seen.and_then(|probe| probe.error.clone());
-    let mut says = cause.says(vip, own);
-    if let Some(error) = error {
-        says = format!("{says}; its last probe: {error}");
-    }
+    let mut says = match (cause, error) {
+        // The failure's own words name the cause.
+        (Cause::Narrow, Some(error)) => format!("its last probe: {error}"),
+        (cause, Some(error)) => format!("{}; its last probe: {error}", cause.says(vip, own)),
+        (cause, None) => cause.says(vip, own),
+    };
     let given_mac = given_mac.filter(|_| cause == Cause::HostDown);
     let mend = given_mac.or_else(|| cause.mend(service.forwarding, vip, own)).unwrap_or_default();
     if seen.is_none() && cause != Cause::NoWay {
@@ -274,8 +276,30 @@ async fn connect(backend: SocketAddr) -> Met {
 
 #[cfg(test)]
 mod tests {
+    use lb_common::forward::Forwarding;
+
     use super::*;
     use crate::model::sample;
+
+    #[test]
+    fn a_way_that_is_too_narrow_is_told_once() {
+        let service = Service { forwarding: Forwarding::Ipip, ..sample::service("web", 1) };
+        let error = Failure::PathMtu { segment: 1448 }.to_string();
+        let seen = api::LastProbe {
+            via: Via::Vip.name().to_owned(),
+            met: Met::Narrow,
+            error: Some(error.clone()),
+            cause: None,
+            age_seconds: 0.5,
+            seconds: 1.0,
+        };
+        let about = "backend web/web-1".to_owned();
+        let backend = &service.backends[0];
+        let finding = illness(about, &service, backend, Some(&seen), Met::Well, None);
+        let finding = finding.expect("a full segment does not arrive");
+        assert_eq!(finding.says, format!("its last probe: {error}"));
+        assert!(finding.mend.expect("a mend").starts_with("raise the MTU on the whole way"));
+    }
 
     #[test]
     fn a_backend_that_is_well_but_for_the_vip_is_found() {
