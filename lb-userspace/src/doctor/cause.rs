@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use lb_common::forward::Forwarding;
 use serde::{Deserialize, Serialize};
 
+use super::room::{CLIENT_MTU, lower_mss, overhead};
 use crate::health::Failure;
 
 /// What a connection met.
@@ -149,11 +150,15 @@ impl Cause {
                 backend.port()
             )),
             Self::NoWay => Some(format!("look at `ip route get {own}` and `ip neigh show {own}`")),
-            Self::Narrow => Some(format!(
-                "raise the MTU on the whole way to {own} to {} or more, or lower the MSS of the \
-                 service (`ip route … advmss` on the backends)",
-                super::room::CLIENT_MTU + super::room::overhead(forwarding, own)
-            )),
+            Self::Narrow => {
+                let overhead = overhead(forwarding, own);
+                Some(format!(
+                    "raise the MTU on the whole way to {own} to {} or more; or, if {CLIENT_MTU} bytes \
+                     get there, {}",
+                    CLIENT_MTU + overhead,
+                    lower_mss(address, CLIENT_MTU - overhead)
+                ))
+            }
             Self::AnswersWrongly | Self::NotTried => None,
         }
     }
@@ -245,6 +250,24 @@ mod tests {
         for (cause, forwarding, expected) in cases {
             let mend = mend(cause, forwarding).expect("something can be done");
             assert!(mend.contains(expected), "{cause:?}: {mend}");
+        }
+
+        // What a way of 1,500 bytes leaves to segments, by tunnel and VIP.
+        for (vip, backend, mtu, table, mss) in [
+            ("203.0.113.10:80", "10.0.0.11:80", 1520, "table ip sluice ", 1440),
+            ("203.0.113.10:80", "[2001:db8::11]:80", 1540, "table ip sluice ", 1420),
+            ("[2001:db8::10]:80", "10.0.0.11:80", 1520, "table ip6 sluice ", 1420),
+            ("[2001:db8::10]:80", "[2001:db8::11]:80", 1540, "table ip6 sluice ", 1400),
+        ] {
+            let [vip, backend] = [vip, backend].map(|text: &str| text.parse().expect("a literal"));
+            let mend = Cause::Narrow.mend(Forwarding::Ipip, vip, backend).expect("a mend");
+            let steps: Vec<&str> = mend.split("; ").collect();
+            assert!(steps[0].ends_with(&format!("to {mtu} or more")), "{steps:?}");
+            assert!(steps[1].starts_with("or, if 1500 bytes get there, "), "{steps:?}");
+            assert!(steps[1].contains(&format!("MSS of the service to {mss}, ")), "{steps:?}");
+            assert!(steps[1].contains(table), "{steps:?}");
+            assert!(steps[1].ends_with(&format!("size set {mss};}};}}'`")), "{steps:?}");
+            assert_eq!(steps.len(), 2, "{steps:?}");
         }
 
         // Each cause of a silent tunnel is a step, in the words of this tunnel.

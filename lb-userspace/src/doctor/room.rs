@@ -54,13 +54,25 @@ pub(crate) fn narrow(
              vain where that does not reach him"
         ),
         mend: format!(
-            "raise the MTU of {} (and of the route) to {needed}, or lower the MSS of the service to \
-             {} (`ip route … advmss` on the backends)",
+            "raise the MTU of {} (and of the route) to {needed}; or {}",
             hop.interface_name,
-            // Headers of IP and TCP.
-            room.saturating_sub(if service.vip.is_ipv4() { 40 } else { 60 }),
+            lower_mss(service.vip.ip(), room),
         ),
     })
+}
+
+/// How clients are told to send packets of so many bytes at most. By the VIP, not by a route
+/// (`advmss`): those to clients are others than that to the balancer, whose probes must fit, too.
+pub(super) fn lower_mss(vip: IpAddr, room: u32) -> String {
+    // Headers of IP and TCP; options count as payload (RFC 6691 §2).
+    let (family, headers) = if vip.is_ipv4() { ("ip", 40) } else { ("ip6", 60) };
+    let mss = room.saturating_sub(headers);
+    // No "; ", which divides steps.
+    format!(
+        "lower the MSS of the service to {mss}, on its backends: `nft 'table {family} sluice {{chain \
+         mss {{type filter hook output priority mangle;{family} saddr {vip} tcp flags syn tcp option \
+         maxseg size set {mss};}};}}'`"
+    )
 }
 
 #[cfg(test)]
@@ -91,9 +103,12 @@ mod tests {
         let finding = says(&service, 1500, 1500).expect("it does not fit");
         assert_eq!(finding.room, 1480);
         assert!(finding.says.contains("has 1520"), "{finding:?}");
-        assert!(
-            finding.mend.contains("to 1520") && finding.mend.contains("to 1440"),
-            "{finding:?}"
+        assert_eq!(
+            finding.mend,
+            "raise the MTU of eth0 (and of the route) to 1520; or lower the MSS of the service to \
+             1440, on its backends: `nft 'table ip sluice {chain mss {type filter hook output \
+             priority mangle;ip saddr 203.0.113.10 tcp flags syn tcp option maxseg size set \
+             1440;};}'`"
         );
     }
 }

@@ -9,6 +9,7 @@ use sluice_tests::lab::{
 };
 
 use crate::{
+    doctor::wrong,
     health::{check, until_well},
     scene::{ACK, SYN, Scene, VIP4, address, segment},
 };
@@ -138,8 +139,17 @@ fn an_mtu_too_small() {
     scene.lab.narrow(backend, 1500).unwrap();
     let says = [
         "FAULT   backend web/web-2 is unhealthy: ",
-        "-> raise the MTU on the whole way to 198.18.1.12 to 1520 or more, or lower the MSS",
+        "-> raise the MTU on the whole way to 198.18.1.12 to 1520 or more\n",
+        "-> or, if 1500 bytes get there, lower the MSS of the service to 1440, on its backends: `nft '",
     ];
+    let text = until_status(&sluice, "backend_down", &says);
+    let doctor = wrong(&sluice, "backend web/web-2");
+    assert_eq!(doctor.matches("full-size").count(), 1, "{doctor}");
+    // Pasted as it is.
+    let lower = format!("nft {}", named(&text, "nft").join(" "));
+    backend.run("sh", &["-c", &lower]).unwrap();
+    until_well(&sluice, "web");
+    backend.run("nft", &["delete", "table", "ip", "sluice"]).unwrap();
     until_status(&sluice, "backend_down", &says);
     scene.lab.narrow(backend, 1600).unwrap();
     until_well(&sluice, "web");
@@ -149,7 +159,8 @@ fn an_mtu_too_small() {
     let says = [
         "NOTICE  service web reaches web-1 by too narrow a route",
         "the MTU towards it is 1500, a client's packet of 1500 bytes in its tunnel has 1520",
-        "-> raise the MTU of eth0 (and of the route) to 1520",
+        "-> raise the MTU of eth0 (and of the route) to 1520\n",
+        "-> or lower the MSS of the service to 1440, on its backends: `nft '",
     ];
     until_status(&sluice, "narrow_route", &says);
     let doctor = sluice.cli_ok(&["doctor"]).unwrap();
