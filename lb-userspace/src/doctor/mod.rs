@@ -3,11 +3,12 @@
 //!
 //! `host`, `nat`, `room` and `cause` decide from what was seen, purely; here it is looked at. What goes by
 //! the VIP is the daemon's last probe (nobody else can send one); what goes directly is tried at
-//! once.
+//! once. `reported` has what the daemon alone can know.
 
 mod cause;
 mod host;
 mod nat;
+mod reported;
 mod room;
 
 use std::{
@@ -124,6 +125,7 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
         true => Finding::well("daemon".to_owned(), "attached and forwarding"),
         false => Finding::wrong("daemon".to_owned(), status.problems.join("; "), String::new()),
     }];
+    findings.extend(reported::reported(&status.troubles, "instance"));
     let mut front: Vec<Interface> = Vec::new();
     for seen in &status.interfaces {
         let found = network::interface(&seen.name).await;
@@ -134,6 +136,7 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
             found.as_ref().map_err(Clone::clone),
         ));
         front.extend(found);
+        findings.extend(reported::reported(&status.troubles, &format!("interface {}", seen.name)));
     }
     let vips: BTreeSet<IpAddr> = desired.services.iter().map(|service| service.vip.ip()).collect();
     for address in desired.own_addresses() {
@@ -168,6 +171,7 @@ async fn look(status: &api::Status, desired: &Desired) -> Result<Vec<Finding>> {
     for ((service, backend), direct) in backends.into_iter().zip(direct) {
         let about = format!("backend {}/{}", service.name, backend.name);
         let before = findings.len();
+        findings.extend(reported::reported(&status.troubles, &about));
         let hop = next_hops.get(&backend.address);
         findings.extend(host::way(about.clone(), service, backend, hop, client_mtu));
         if let Some(Ok(hop)) = hop {

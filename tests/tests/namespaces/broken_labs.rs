@@ -275,6 +275,10 @@ fn an_exhausted_table() {
         "; overflow (no place: untracked, nat refused): ",
     ];
     let text = until_status(&sluice, "flow_table", &says);
+    let doctor = sluice.cli_ok(&["doctor"]).unwrap();
+    println!("{doctor}");
+    let about = doctor.lines().find(|line| line.starts_with("instance ")).unwrap();
+    assert!(about.contains(" doubt  the flow table is "), "{doctor}");
     let count = run_named(&sluice, &text, "sluice flows --count", true);
     assert_all_at(&count, "api");
     assert_all_from(&count, "198.51.100.0/24");
