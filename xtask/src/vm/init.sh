@@ -22,6 +22,8 @@ step() {
     "$@"
     # $? first: the next command has a status too.
     echo "@@ end $? $name"
+    read -r up _ </proc/uptime
+    echo "@@ up $up s"
 }
 
 echo "@@ kernel $(uname -r)"
