@@ -318,7 +318,7 @@ fn owner<'t, T: Tables>(segment: &Segment, tables: &'t T, entry: Entry) -> Owner
         return Owner::Absent;
     }
     let is_for = service::is_for(segment, &backend.vip);
-    if !is_for && !(entry.is_return() && nat::is_from(segment, backend)) {
+    if !(is_for || entry.is_return() && nat::is_from(segment, backend)) {
         Owner::Stranger
     } else if !state.forwards() {
         Owner::Gone
