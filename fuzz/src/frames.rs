@@ -10,6 +10,7 @@ use std::ops::Range;
 use lb_common::{
     abi::{Backend, PROBE_HOST_MAC, PROBE_PEER_MAC, Traffic},
     address::Address,
+    flow::Kind,
     forward::{Action, Forwarding},
     frame::{Frame as _, HostFrame},
     host::{
@@ -209,8 +210,47 @@ impl Judge<'_> {
         } else if backend.forwarding == Forwarding::Ipip as u8 {
             self.tunnelled(backend);
         } else {
-            self.must(self.done.output.bytes[12..] == self.input.bytes[12..], "only MACs change");
+            let announced = self.announced(backend, 0);
+            self.must(self.done.output.bytes[12..] == announced[12..], "only MACs change");
         }
+    }
+
+    /// What was sent, the MSS of a client's SYN lowered to what its service lets it announce, option
+    /// by option (RFC 9293 §3.1, §3.2). In the output it begins so many bytes later.
+    fn announced(&self, backend: &Backend, later: usize) -> Vec<u8> {
+        let mut bytes = self.input.bytes.clone();
+        let most = self.tables.services[usize::from(backend.service)].service.mss_clamp;
+        let Some(segment) = self.segment() else { return bytes };
+        let is_clients = self.road == Road::Traffic && !self.is_self_test();
+        if most == 0 || !is_clients || !matches!(Kind::of(segment.flags), Kind::Syn) {
+            return bytes;
+        }
+        let (l3, l4) = (usize::from(segment.l3), usize::from(segment.l4));
+        let end = l4 + usize::from(bytes[l4 + 12] >> 4) * 4;
+        let mut at = l4 + 20;
+        while at + 4 <= end {
+            match (bytes[at], bytes[at + 1]) {
+                (1, _) => at += 1,
+                (2, 4) => break,
+                (0, _) | (_, 0 | 1) => return bytes,
+                (_, length) => at += usize::from(length),
+            }
+        }
+        if at + 4 > end || u16::from_be_bytes([bytes[at + 2], bytes[at + 3]]) <= most {
+            return bytes;
+        }
+        let tcp = l4..l3 + usize::from(segment.ip_length);
+        let before = internet_checksum(&[&bytes[tcp.clone()]]);
+        bytes[at + 2..at + 4].copy_from_slice(&most.to_be_bytes());
+        // What was damaged stays so: the sum of the segment is what it was. Zero has two forms.
+        let sum = l4 + Tcp::CHECKSUM;
+        let found = &self.done.output.bytes[sum + later..][..2];
+        bytes[sum..sum + 2].copy_from_slice(found);
+        let same = |one: [u8; 2], other: [u8; 2]| {
+            one == other || [one, other].iter().all(|sum| matches!(sum, [0, 0] | [0xff, 0xff]))
+        };
+        self.must(same(internet_checksum(&[&bytes[tcp]]), before), "the checksum follows the MSS");
+        bytes
     }
 
     /// The packet stays as it is; the prober knows no VLANs.
@@ -233,7 +273,8 @@ impl Judge<'_> {
             Family::Ipv6 => Ipv6::LEN,
         };
         self.must(l3 + length <= input.len(), "what is no whole packet is sent in none");
-        let inner = &input[l3..l3 + length];
+        let announced = self.announced(backend, header);
+        let inner = &announced[l3..l3 + length];
         self.must(
             output[l3 + header..] == *inner,
             "the inner packet stays as it is, without padding",
