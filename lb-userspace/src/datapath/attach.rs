@@ -110,18 +110,17 @@ pub async fn detach(instance: &Instance) -> Result<bool> {
     for name in pins.links()? {
         pins.remove_link(&name)?;
     }
-    let maps = super::Maps::pinned(&pins);
-    let vips = maps.as_ref().map_or(Ok(BTreeSet::new()), super::Maps::vips)?;
-    let elsewhere = match &maps {
-        Ok(maps) => maps.settings()?.network_namespace != super::network_namespace()?,
-        Err(_) => false,
+    let left = super::maps::left_behind(&pins);
+    let (vips, elsewhere) = match &left {
+        Ok((vips, namespace)) => (vips.clone(), *namespace != super::network_namespace()?),
+        Err(_) => (BTreeSet::new(), false),
     };
     if !elsewhere {
         // Only those that carry our mark go; an operator's own stay.
         network::remove_vips(&vips).await?;
     }
     pins.remove()?;
-    match maps {
+    match left {
         Err(error) => Err(error.context("detached, but its VIPs may still be on this host")),
         Ok(_) if elsewhere && !vips.is_empty() => bail!(
             "detached, but instance {} ran in another network namespace, and its VIPs are still \

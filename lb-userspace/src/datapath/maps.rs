@@ -422,6 +422,19 @@ fn pinned(pins: &Pins, name: &str) -> Result<Map> {
         .with_context(|| format!("open {}", path.display()))
 }
 
+/// What an instance leaves on its host besides what is pinned: the addresses that it may have put
+/// there, and in which network namespace. Only the maps that tell are opened, for an instance of
+/// another ABI has others with other layouts.
+pub(super) fn left_behind(pins: &Pins) -> Result<(BTreeSet<IpAddr>, u32)> {
+    let layout = |name| format!("map {name} has another layout");
+    let vips: HashMap<MapData, Raw<Address>, u32> =
+        pinned(pins, map::VIPS)?.try_into().with_context(|| layout(map::VIPS))?;
+    let settings: Table<Settings> =
+        pinned(pins, map::SETTINGS)?.try_into().with_context(|| layout(map::SETTINGS))?;
+    let Raw(settings) = settings.get(&0, 0).context("read SETTINGS")?;
+    Ok((addresses(&vips).context("read VIPS")?, settings.network_namespace))
+}
+
 fn addresses(map: &HashMap<MapData, Raw<Address>, u32>) -> Result<BTreeSet<IpAddr>, MapError> {
     map.keys().map(|key| key.map(|Raw(address)| address.into())).collect()
 }

@@ -1,6 +1,7 @@
 //! Start, stop, crash, adopt, detach: what forwarding owes to the daemon, and what is left of it.
 
 use std::{
+    fs,
     net::SocketAddr,
     thread,
     time::{Duration, Instant},
@@ -144,7 +145,7 @@ fn a_start_that_is_killed_half_way_can_be_repeated() {
     let balancer = scene.lab.balancer();
     let path = scene.lab.directory().join("killed.toml");
     let config = dataplane(&["eth0"]) + &scene.service("web", VIP4, "l2", Family::V4);
-    std::fs::write(&path, &config).unwrap();
+    fs::write(&path, &config).unwrap();
     // How long a start takes on this machine today; then kills all along the way.
     let started = Instant::now();
     drop(balancer.run_sluice(&config).unwrap());
@@ -187,7 +188,7 @@ fn an_interface_that_lost_the_program_gets_it_again() {
     let (scene, sluice) = Scene::forwarding(Plan::default(), VIP4, "l2", Family::V4);
     assert_eq!(sluice.cli_ok(&["check-ready"]).unwrap(), "ready\n");
     // The link's pin gone, the kernel takes the program off.
-    std::fs::remove_file(sluice.pins().join("links/eth0")).unwrap();
+    fs::remove_file(sluice.pins().join("links/eth0")).unwrap();
     until("the program to be back", DEADLINE, || {
         let status = sluice.status().unwrap();
         let is_back = sluice.pins().join("links/eth0").exists() && status["ready"] == true;
@@ -206,7 +207,7 @@ fn a_second_daemon_of_the_same_instance_is_refused() {
     }
     let (scene, mut sluice) = Scene::forwarding(Plan::default(), VIP4, "l2", Family::V4);
     let config = scene.lab.directory().join("second.toml");
-    std::fs::write(&config, dataplane(&["eth0"])).unwrap();
+    fs::write(&config, dataplane(&["eth0"])).unwrap();
     let second = sluice.cli(&["run", "--config", config.to_str().unwrap()]).unwrap();
     let complaint = String::from_utf8(second.stderr).unwrap();
     assert_eq!(second.status.code(), Some(1), "{complaint}");
@@ -242,6 +243,26 @@ fn detach_leaves_nothing_behind() {
         assert!(!sluice.pins().exists(), "{}", sluice.pins().display());
         assert!(!sluice.state().join("state.json").exists(), "what was said at run time");
     }
+}
+
+#[test]
+fn detach_takes_an_instance_off_whose_maps_it_does_not_know() {
+    if !is_privileged() {
+        return;
+    }
+    let scene = Scene::start(Plan { backends: 1, ..Plan::default() });
+    let balancer = scene.lab.balancer();
+    let before = trace(balancer);
+    let config = dataplane(&["eth0"]) + &scene.service("four", VIP4, "l2", Family::V4);
+    let mut sluice = balancer.run_sluice(&config).unwrap();
+    sluice.stop().unwrap();
+    // As if an older build had made it: what stands for backends is none of ours.
+    let maps = sluice.pins().join("maps");
+    fs::remove_file(maps.join("BACKENDS")).unwrap();
+    fs::hard_link(maps.join("VIPS"), maps.join("BACKENDS")).unwrap();
+    sluice.cli_ok(&["detach"]).unwrap();
+    assert_eq!(trace(balancer), before);
+    assert!(!sluice.pins().exists(), "{}", sluice.pins().display());
 }
 
 #[test]
