@@ -4,6 +4,7 @@
 //! who holds the result. Every field is documented in `sluice.example.toml`.
 
 mod added;
+mod dataplane;
 mod desired;
 mod error;
 mod export;
@@ -17,7 +18,7 @@ mod warnings;
 use std::{fs::File, io::Read, ops::Range, path::Path};
 
 pub use added::{backend, service};
-pub(crate) use desired::FLOW_CAPACITY_MAX;
+pub(crate) use dataplane::FLOW_CAPACITY_MAX;
 pub use error::{Error, Family, Place, Problem, Unusable};
 pub use export::export;
 pub use nat::NatProblem;
