@@ -30,7 +30,7 @@ use crate::model::Desired;
 /// Largest file read: 65,535 backends, at 100 bytes a line, fit twice.
 pub const MAX_FILE_BYTES: u64 = 16 << 20;
 /// Largest weight of a backend.
-const MAX_WEIGHT: u16 = 1000;
+pub const MAX_WEIGHT: u16 = 1000;
 
 /// Reads a config file: its text, not checked yet.
 pub fn read(path: &Path) -> Result<String, Error> {

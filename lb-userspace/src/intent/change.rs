@@ -14,8 +14,6 @@ use crate::{
 
 /// Longest drain that can be asked for.
 const LONGEST_DRAIN: Duration = Duration::from_secs(30 * 86_400);
-/// Largest weight of a backend.
-const MAX_WEIGHT: u16 = 1000;
 
 /// Changes that are made together, or not at all.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -229,9 +227,7 @@ impl Draft {
     }
 
     fn weight(&mut self, target: &Target, weight: u16) -> Result<(), Refusal> {
-        if weight > MAX_WEIGHT {
-            return Err(Refusal::Weight { weight, most: MAX_WEIGHT });
-        }
+        guard::weight(weight)?;
         for (service, backend) in guard::targets(&self.desired, target)? {
             let declared = self.intent.declared_weight(&service, &backend);
             let said = self.intent.backends.entry((service, backend)).or_default();

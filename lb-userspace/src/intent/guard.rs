@@ -8,7 +8,7 @@ use lb_common::forward::Forwarding;
 use super::Target;
 use crate::{
     choice::{Condition, available},
-    config::{MAX_FILE_BYTES, Problem},
+    config::{MAX_FILE_BYTES, MAX_WEIGHT, Problem},
     model::{Backend, Desired, HostClash, PortClash, Service},
 };
 
@@ -129,6 +129,14 @@ fn translation(to: &str) -> &'static str {
 
 fn backends(count: usize) -> &'static str {
     if count == 1 { "backend" } else { "backends" }
+}
+
+/// Whether a backend may have this weight.
+pub(super) fn weight(weight: u16) -> Result<(), Refusal> {
+    if weight > MAX_WEIGHT {
+        return Err(Refusal::Weight { weight, most: MAX_WEIGHT });
+    }
+    Ok(())
 }
 
 /// The service of this name.

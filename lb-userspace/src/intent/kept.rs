@@ -11,7 +11,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
-use super::{Declared, Intent, Leaving, Said, Take};
+use super::{Declared, Intent, Leaving, Refusal, Said, Take, guard};
 use crate::{
     config::{self, BackendSpec, Problem, ServiceSpec},
     drain::{Admin, Moment},
@@ -39,6 +39,9 @@ pub enum Damage {
     /// The file it rests on is not valid.
     #[error("what it says is not valid ({0})")]
     Config(#[from] config::Error),
+    /// Nobody could have said so.
+    #[error("what it says is not valid ({0})")]
+    Refused(#[from] Refusal),
 }
 
 /// The whole file.
@@ -303,6 +306,8 @@ fn understand(bytes: &[u8]) -> Result<(Intent, String), Damage> {
             }
             None => None,
         };
+        // Here, not when all is put together: its backend may be among those who leave by then.
+        said.weight.map_or(Ok(()), guard::weight)?;
         let what = Said { added, removed: said.removed, weight: said.weight, admin: said.admin };
         intent.backends.insert((said.service, said.backend), what);
     }

@@ -119,6 +119,24 @@ fn a_damaged_file_is_set_aside_and_stops_nothing() {
     }
 }
 
+/// A service that is gone from the file takes its backends among those who leave, with what was said
+/// of them: nothing that nobody could have said.
+#[test]
+fn a_weight_that_is_none_is_not_taken_up() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let kept::Restored { intent, store, .. } = restore(directory.path(), FILE);
+    let weight = Change::Weight { target: of("web", "host-2"), weight: 999 };
+    store.keep(&done(&intent, &[weight])).expect("written");
+    let path = directory.path().join("state.json");
+    let text = fs::read_to_string(&path).expect("a file");
+    fs::write(&path, text.replace("999", "1001")).expect("written");
+    let elsewhere = FILE.replace(":80\"", ":81\"");
+    assert_ne!(elsewhere, FILE);
+    let kept::Restored { intent, notes, .. } = restore(directory.path(), &elsewhere);
+    assert!(notes[0].contains("weight 1001: it goes from 0 to 1000"), "{notes:?}");
+    assert_eq!(intent.leaving.len(), 0);
+}
+
 #[test]
 fn every_cut_of_the_file_is_survived() {
     let directory = tempfile::tempdir().expect("a directory");
