@@ -5,6 +5,8 @@
 //! [`ABI_VERSION`]. Addresses and ports are bytes in network order; all other integers are
 //! in the host's order. `zerocopy` proves at compile time that no layout has padding.
 
+use core::mem::offset_of;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::{address::Address, counters, flow};
@@ -57,10 +59,8 @@ pub mod capacity {
 
 /// Names of the maps: in the object file, and of their pins.
 pub mod map {
-    /// Array, one [`Settings`](super::Settings): written by the daemon, read by every packet.
-    pub const SETTINGS: &str = "SETTINGS";
-    /// Array, one [`VipFilter`](super::VipFilter).
-    pub const VIP_FILTER: &str = "VIP_FILTER";
+    /// Array, mmapable, one [`Globals`](super::Globals): written by the daemon, read by every packet.
+    pub const GLOBALS: &str = "GLOBALS";
     /// Hash of the VIPs' [`Address`](crate::address::Address)es: what the filter says, exactly. The
     /// values are 0, or [`SILENT`](super::SILENT).
     pub const VIPS: &str = "VIPS";
@@ -88,8 +88,6 @@ pub mod map {
     pub const REASONS: &str = "REASONS";
     /// Per-CPU array, one [`EvictionCounts`](super::EvictionCounts).
     pub const EVICTIONS: &str = "EVICTIONS";
-    /// Array, one [`Interfaces`](super::Interfaces): written by the daemon, read by every packet.
-    pub const INTERFACES: &str = "INTERFACES";
     /// Array, mmapable, of [`ProbeLine`](super::ProbeLine): by source port, which backend a probe
     /// is for.
     pub const PROBES: &str = "PROBES";
@@ -107,9 +105,8 @@ pub mod map {
     pub const NAT_HOPS: &str = "NAT_HOPS";
 
     /// Every map of the kernel program.
-    pub const ALL: [&str; 20] = [
-        SETTINGS,
-        VIP_FILTER,
+    pub const ALL: [&str; 18] = [
+        GLOBALS,
         VIPS,
         FLOWS,
         FLOW_RECORDS,
@@ -121,7 +118,6 @@ pub mod map {
         TRAFFIC,
         EVENTS,
         REASONS,
-        INTERFACES,
         EVICTIONS,
         PROBES,
         PROBE_SOURCES,
@@ -152,7 +148,20 @@ pub const SELF_TEST_INTERFACE: u32 = 1;
 /// The source port of self-tests, which no client has (RFC 6335 §6).
 pub const SELF_TEST_PORT: u16 = 0;
 
-/// What every packet needs to know; one element. Written whole by the daemon.
+/// All that is one for the whole instance, side by side: what every packet reads is one look into
+/// one map. [`Settings`] are first in every ABI, so that each can tell which one an instance has.
+#[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Globals {
+    /// What every packet needs to know.
+    pub settings: Settings,
+    /// Where the frames of each interface are counted.
+    pub interfaces: Interfaces,
+    /// Which packets may be for us.
+    pub filter: VipFilter,
+}
+
+/// What every packet needs to know.
 #[derive(Clone, Copy, PartialEq, Eq, Debug, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Settings {
@@ -476,6 +485,7 @@ const _: () = {
     assert!(size_of::<Events>() == 216);
     assert!(size_of::<EventsChunk>() <= 32 << 10);
     assert!(size_of::<Interfaces>() == 608);
+    assert!(offset_of!(Globals, settings) == 0);
     assert!(ELSEWHERE as usize + 1 == capacity::PLACES);
     assert!(crate::reason::Reason::ALL.len() <= FORWARDED);
     // The kernel program finds a count by a mask.

@@ -85,6 +85,13 @@ impl Ports {
     pub const fn word(self) -> u32 {
         u16::from_ne_bytes(self.source) as u32 | (u16::from_ne_bytes(self.destination) as u32) << 16
     }
+
+    /// From such a word.
+    #[inline(always)]
+    pub const fn from_word(word: u32) -> Self {
+        let [a, b, c, d] = word.to_ne_bytes();
+        Self { source: [a, b], destination: [c, d] }
+    }
 }
 
 /// Finds the IP header and its addresses behind up to two VLAN tags.
@@ -115,7 +122,12 @@ struct Plain<H> {
     _macs: [u8; ethernet::TYPE - PLAIN],
     kind: [u8; 2],
     ip: H,
-    tcp: Tcp,
+    /// Both ports, as [`Ports::word`]: read as two they would be put together again for the hash.
+    ports: u32,
+    _numbers: [u32; 2],
+    offset: u8,
+    flags: u8,
+    _rest: [u8; 6],
 }
 
 /// Where [`Plain`] begins.
@@ -137,19 +149,26 @@ pub enum Glance {
 /// destination `is_ours`: one look at places that are known costs half of three looks at places to be found.
 #[inline(always)]
 pub fn glance<F: Frame>(frame: &F, is_ours: impl Fn(Address, Address) -> bool) -> Glance {
-    let whole = |packet: Packet, tcp| packet.fits(frame.len()).and_then(|()| packet.segment(tcp));
+    let whole = |packet: Packet, ports, offset, flags| {
+        packet.fits(frame.len())?;
+        packet.segment(Ports::from_word(ports), offset, flags)
+    };
     let found = if let Some(plain) = frame.read::<Plain<Ipv4>>(PLAIN)
         && plain.kind == ethernet::IPV4
         && plain.ip.version_length == 0x45
     {
         let packet = ipv4(&plain.ip, ethernet::LEN, is_ours);
-        packet.and_then(|packet| whole(packet, &plain.tcp)).map(Glance::Ipv4)
+        packet
+            .and_then(|packet| whole(packet, plain.ports, plain.offset, plain.flags))
+            .map(Glance::Ipv4)
     } else if let Some(plain) = frame.read::<Plain<Ipv6>>(PLAIN)
         && plain.kind == ethernet::IPV6
         && plain.ip.next_header == wire::TCP
     {
         let packet = ipv6(&plain.ip, ethernet::LEN, is_ours, |_| Ok(0));
-        packet.and_then(|packet| whole(packet, &plain.tcp)).map(Glance::Ipv6)
+        packet
+            .and_then(|packet| whole(packet, plain.ports, plain.offset, plain.flags))
+            .map(Glance::Ipv6)
     } else {
         return Glance::Odd;
     };
@@ -179,7 +198,9 @@ pub fn segment<F: Frame>(
     };
     // A glance takes a frame in several buffers for one that ends too early.
     packet.fits(frame.len()).or_else(|_| packet.fits(frame.whole_len()))?;
-    packet.segment(&frame.read(packet.l4).ok_or(Reason::Truncated)?)
+    let Tcp { source, destination, offset, flags, .. } =
+        frame.read(packet.l4).ok_or(Reason::Truncated)?;
+    packet.segment(Ports { source, destination }, offset, flags)
 }
 
 /// Offset and version of the IP header, by the EtherType behind up to two VLAN tags.
@@ -337,9 +358,9 @@ impl Packet {
 
     /// The segment in it.
     #[inline(always)]
-    fn segment(&self, header: &Tcp) -> Result<Segment, Reason> {
+    fn segment(&self, ports: Ports, offset: u8, flags: u8) -> Result<Segment, Reason> {
         let Self { l3, l4, family, source, destination, traffic_class, length } = *self;
-        let tcp_length = usize::from(header.offset >> 4) * 4;
+        let tcp_length = usize::from(offset >> 4) * 4;
         if tcp_length < Tcp::LEN {
             return Err(Reason::BadTcpHeader);
         }
@@ -358,8 +379,8 @@ impl Packet {
             family,
             source,
             destination,
-            ports: Ports { source: header.source, destination: header.destination },
-            flags: header.flags,
+            ports,
+            flags,
             traffic_class,
             ip_length: length,
             payload: length - headers as u16,

@@ -7,8 +7,8 @@ use aya_ebpf::{
 use lb_common::{
     abi::{
         BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, Backend, Egress, EventsChunk, EvictionCounts,
-        FlowRecord, Interfaces, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey,
-        Settings, SlotLine, TrafficChunk, VipFilter, capacity,
+        FlowRecord, Globals, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey,
+        SlotLine, TrafficChunk, capacity,
     },
     address::Address,
     flow::{GROUP, Group},
@@ -22,10 +22,7 @@ pub type SlotLines =
     Array<SlotLine, { (DEFAULT_SLOTS as usize).div_ceil(capacity::SLOTS_PER_LINE) }, SLOT_FLAGS>;
 
 #[btf_map]
-pub static SETTINGS: Array<Settings, 1> = Array::new();
-
-#[btf_map]
-pub static VIP_FILTER: Array<VipFilter, 1> = Array::new();
+pub static GLOBALS: Array<Globals, 1, BPF_F_MMAPABLE> = Array::new();
 
 #[btf_map]
 pub static VIPS: HashMap<Address, u32, { capacity::SERVICES }> = HashMap::new();
@@ -63,9 +60,6 @@ pub static REASONS: PerCpuArray<ReasonCounts, { capacity::PLACES }> = PerCpuArra
 
 #[btf_map]
 pub static EVICTIONS: PerCpuArray<EvictionCounts, 1> = PerCpuArray::new();
-
-#[btf_map]
-pub static INTERFACES: Array<Interfaces, 1> = Array::new();
 
 #[btf_map]
 pub static PROBES: Array<ProbeLine, { capacity::PROBE_LINES }, BPF_F_MMAPABLE> = Array::new();

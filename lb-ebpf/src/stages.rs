@@ -232,7 +232,7 @@ extern "C" fn clamp(ctx: *mut xdp_md, l4: u32, most: u32) -> u64 {
 #[unsafe(no_mangle)]
 #[inline(never)]
 pub extern "C" fn place_of(index: u32) -> u32 {
-    let place = maps::INTERFACES.get(0).map(|interfaces| interfaces.place_of(index));
+    let place = maps::GLOBALS.get(0).map(|globals| globals.interfaces.place_of(index));
     opaque(place.unwrap_or(ELSEWHERE) as usize) as u32
 }
 

@@ -5,8 +5,8 @@ use core::intrinsics::{AtomicOrdering, atomic_cxchg};
 use aya_ebpf::helpers::bpf_jiffies64;
 use lb_common::{
     abi::{
-        self, ALONE, Backend, Egress, EvictionCounts, FORWARDED, FlowRecord, NatHop, ReasonCounts,
-        SEVERAL, Service, ServiceKey, Settings, VipFilter, capacity,
+        self, ALONE, Backend, Egress, EvictionCounts, FORWARDED, FlowRecord, Globals, NatHop,
+        ReasonCounts, SEVERAL, Service, ServiceKey, Settings, capacity,
     },
     address::Address,
     counters::{EVENTS, Event},
@@ -40,30 +40,31 @@ const RECORD: usize = size_of::<FlowRecord>() / size_of::<u64>();
 /// The kernel's maps, and where in `REASONS` a frame is counted.
 pub struct Kernel {
     place: u32,
-    /// Looked up once, for most frames ask it twice.
-    filter: Option<&'static VipFilter>,
+    /// Looked up once: place, filter and settings are asked for one after the other.
+    globals: Option<&'static Globals>,
 }
 
 impl Kernel {
     /// For what is decided when the filter has spoken, and counts no frame.
-    pub const BEHIND_FILTER: Self = Self { place: abi::ELSEWHERE, filter: None };
+    pub const BEHIND_FILTER: Self = Self { place: abi::ELSEWHERE, globals: None };
 
     /// For a frame that arrived where clients' do.
     #[inline(always)]
     pub fn of_clients(frame: &XdpFrame) -> Self {
-        let place = match maps::INTERFACES.get(0) {
-            Some(interfaces) if interfaces.place == SEVERAL => stages::place_of(frame.interface()),
+        let globals = maps::GLOBALS.get(0);
+        let place = match globals.map(|globals| globals.interfaces.place) {
+            Some(SEVERAL) => stages::place_of(frame.interface()),
             // `ALONE`, but nothing that LLVM or the verifier could make two programs of.
-            Some(interfaces) => interfaces.place,
+            Some(place) => place,
             None => abi::ELSEWHERE,
         };
-        Self { place, ..Self::elsewhere() }
+        Self { place, globals }
     }
 
     /// For a frame that arrived on another interface.
     #[inline(always)]
     pub fn elsewhere() -> Self {
-        Self { place: abi::ELSEWHERE, filter: maps::VIP_FILTER.get(0) }
+        Self { place: abi::ELSEWHERE, globals: maps::GLOBALS.get(0) }
     }
 
     #[inline(always)]
@@ -118,20 +119,21 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn settings(&self) -> Option<&Settings> {
-        maps::SETTINGS.get(0).filter(|settings| settings.abi_version != 0)
+        let globals = self.globals.or_else(|| maps::GLOBALS.get(0))?;
+        Some(&globals.settings).filter(|settings| settings.abi_version != 0)
     }
 
     #[inline(always)]
     fn filter_word(&self, index: usize) -> u64 {
-        match self.filter {
-            Some(filter) => filter.words[index % capacity::FILTER_WORDS],
+        match self.globals {
+            Some(globals) => globals.filter.words[index % capacity::FILTER_WORDS],
             None => 0,
         }
     }
 
     #[inline(always)]
     fn filters_sources(&self) -> bool {
-        self.filter.is_some_and(|filter| filter.sources != 0)
+        self.globals.is_some_and(|globals| globals.filter.sources != 0)
     }
 
     #[inline(always)]

@@ -17,9 +17,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ALONE, Backend, Egress, EventsChunk, EvictionCounts, FORWARDED, FlowRecord, HandshakeTimes,
-        Interfaces, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, Settings,
-        SlotLine, Traffic, TrafficChunk, VipFilter,
+        ALONE, Backend, Egress, EventsChunk, EvictionCounts, FORWARDED, FlowRecord, Globals,
+        HandshakeTimes, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, SlotLine,
+        Traffic, TrafficChunk,
         capacity::{COUNTERS_PER_CHUNK, PLACES, PROBES_PER_LINE, SLOTS_PER_LINE},
         map,
     },
@@ -59,8 +59,7 @@ const CHUNKS: u32 = 2;
 /// Program and maps.
 pub struct Kernel {
     object: Ebpf,
-    settings: Array<MapData, Raw<Settings>>,
-    filter: Array<MapData, Raw<VipFilter>>,
+    globals: Array<MapData, Raw<Globals>>,
     vips: HashMap<MapData, Raw<Address>, u32>,
     service_index: HashMap<MapData, Raw<ServiceKey>, u32>,
     services: Array<MapData, Raw<Service>>,
@@ -70,7 +69,6 @@ pub struct Kernel {
     traffic: PerCpuArray<MapData, Raw<TrafficChunk>>,
     events: PerCpuArray<MapData, Raw<EventsChunk>>,
     reasons: PerCpuArray<MapData, Raw<ReasonCounts>>,
-    interfaces: Array<MapData, Raw<Interfaces>>,
     evictions: PerCpuArray<MapData, Raw<EvictionCounts>>,
     probes: Array<MapData, Raw<ProbeLine>>,
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
@@ -164,8 +162,7 @@ impl Kernel {
         let records: Array<MapData, Raw<FlowRecord>> = take!(map::FLOW_RECORDS);
         let record_bytes = flows * size_of::<FlowRecord>();
         let mut kernel = Self {
-            settings: take!(map::SETTINGS),
-            filter: take!(map::VIP_FILTER),
+            globals: take!(map::GLOBALS),
             vips: take!(map::VIPS),
             service_index: take!(map::SERVICE_INDEX),
             services: take!(map::SERVICES),
@@ -175,7 +172,6 @@ impl Kernel {
             traffic: take!(map::TRAFFIC),
             events: take!(map::EVENTS),
             reasons: take!(map::REASONS),
-            interfaces: take!(map::INTERFACES),
             evictions: take!(map::EVICTIONS),
             probes: take!(map::PROBES),
             probe_sources: take!(map::PROBE_SOURCES),
@@ -201,9 +197,12 @@ impl Kernel {
     /// # Errors
     /// If the kernel refuses.
     pub fn fill(&mut self, tables: &HostTables) -> Result<()> {
-        self.settings.set(0, Raw(tables.settings), 0).context("write SETTINGS")?;
-        self.interfaces.set(0, Raw(*tables.interfaces), 0).context("write INTERFACES")?;
-        self.filter.set(0, Raw(*tables.filter), 0).context("write VIP_FILTER")?;
+        let globals = Globals {
+            settings: tables.settings,
+            interfaces: *tables.interfaces,
+            filter: *tables.filter,
+        };
+        self.globals.set(0, Raw(globals), 0).context("write GLOBALS")?;
         for key in self.vips.keys().collect::<Result<Vec<_>, _>>()? {
             self.vips.remove(&key)?;
         }

@@ -1,11 +1,11 @@
 //! Loading the object file: maps and programs, not attached.
 
-use std::{borrow::Cow, collections::BTreeMap, fs};
+use std::{borrow::Cow, collections::BTreeMap, fs, os::fd::AsFd as _, sync::atomic::Ordering};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
     Ebpf, EbpfLoader,
-    maps::{Array, Map, MapData},
+    maps::MapData,
     programs::{
         Xdp,
         links::{FdLink, PinnedLink},
@@ -18,8 +18,9 @@ use lb_common::{
     flow::GROUP,
 };
 use sha2::{Digest as _, Sha256};
+use zerocopy::{FromZeros as _, IntoBytes as _};
 
-use super::{PROGRAM, PROGRAMS, Raw, diagnose, pins::Pins};
+use super::{PROGRAM, PROGRAMS, diagnose, memory::Mapping, pins::Pins};
 
 /// Identifies an object file.
 pub(super) fn object_id(object: &[u8]) -> u64 {
@@ -63,20 +64,25 @@ pub(super) fn beside(pins: &Pins, object: &[u8], programs: &[&str]) -> Result<Eb
 
 /// What the packets of a pinned instance are told, whatever its other maps look like.
 pub(super) fn settings(pins: &Pins) -> Result<Settings> {
-    let path = pins.map(map::SETTINGS);
+    let path = pins.map(map::GLOBALS);
     let open = || format!("open {}", path.display());
     let map = MapData::from_pin(&path).with_context(open)?;
     let bytes = map.info().with_context(open)?.value_size() as usize;
-    if bytes != size_of::<Settings>() {
+    if bytes < size_of::<Settings>() {
         bail!(
             "the settings of the pinned instance have {bytes} bytes, this build's {}: it speaks \
              another ABI than {ABI_VERSION}",
             size_of::<Settings>()
         );
     }
-    let map: Array<_, Raw<Settings>> =
-        Map::from_map_data(map).and_then(TryInto::try_into).with_context(open)?;
-    Ok(map.get(&0, 0).context("read SETTINGS")?.0)
+    // Whatever follows them there: by its version an instance of another ABI is told.
+    let mapping = Mapping::readable(map.fd().as_fd(), size_of::<Settings>())
+        .with_context(|| format!("map {}", path.display()))?;
+    let mut settings = Settings::new_zeroed();
+    for (bytes, word) in settings.as_mut_bytes().chunks_exact_mut(8).zip(mapping.words()) {
+        bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+    }
+    Ok(settings)
 }
 
 /// Puts a loaded program in the place of the attached one: link by link, each in one step.

@@ -17,9 +17,9 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, Egress, EventsChunk, EvictionCounts, FlowRecord, Interfaces, NatHop,
-        ProbeLine, ReasonCounts, Service, ServiceKey, Settings, SlotLine, TrafficChunk, VipFilter,
-        map,
+        self, Backend, Egress, EventsChunk, EvictionCounts, FlowRecord, Globals, Interfaces,
+        NatHop, ProbeLine, ReasonCounts, Service, ServiceKey, Settings, SlotLine, TrafficChunk,
+        VipFilter, map,
     },
     address::Address,
     flow::Group,
@@ -27,7 +27,7 @@ use lb_common::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{batch, memory::Mapping, pins::Pins, probes::Probes};
+use super::{batch, load, memory::Mapping, pins::Pins, probes::Probes};
 
 /// A map type of `lb_common::abi`, as aya takes it.
 #[derive(Clone, Copy)]
@@ -43,8 +43,7 @@ type PerCpu<T> = PerCpuArray<MapData, Raw<T>>;
 
 /// The maps of one instance.
 pub struct Maps {
-    settings: Table<Settings>,
-    filter: Table<VipFilter>,
+    globals: Table<Globals>,
     vips: HashMap<MapData, Raw<Address>, u32>,
     flows: Table<Group>,
     flow_records: Table<FlowRecord>,
@@ -58,7 +57,6 @@ pub struct Maps {
     traffic: PerCpu<TrafficChunk>,
     events: PerCpu<EventsChunk>,
     reasons: PerCpu<ReasonCounts>,
-    interfaces: Table<Interfaces>,
     evictions: PerCpu<EvictionCounts>,
     probes: Table<ProbeLine>,
     probe_sources: HashMap<MapData, Raw<Address>, u32>,
@@ -88,8 +86,7 @@ impl Maps {
             _ => bail!("map {} has another layout", map::SLOTS),
         };
         Ok(Self {
-            settings: open!(map::SETTINGS),
-            filter: open!(map::VIP_FILTER),
+            globals: open!(map::GLOBALS),
             vips: open!(map::VIPS),
             flows: open!(map::FLOWS),
             flow_records: open!(map::FLOW_RECORDS),
@@ -104,7 +101,6 @@ impl Maps {
             traffic: open!(map::TRAFFIC),
             events: open!(map::EVENTS),
             reasons: open!(map::REASONS),
-            interfaces: open!(map::INTERFACES),
             evictions: open!(map::EVICTIONS),
             probes: open!(map::PROBES),
             probe_sources: open!(map::PROBE_SOURCES),
@@ -116,22 +112,44 @@ impl Maps {
 
     /// What every packet is told.
     pub fn settings(&self) -> Result<Settings> {
-        Ok(self.settings.get(&0, 0).context("read SETTINGS")?.0)
+        Ok(self.globals()?.settings)
     }
 
     /// Writes it.
     pub fn set_settings(&mut self, settings: &Settings) -> Result<()> {
-        self.settings.set(0, Raw(*settings), 0).context("write SETTINGS")
-    }
-
-    /// Writes the VIP filter.
-    pub fn set_filter(&mut self, filter: &VipFilter) -> Result<()> {
-        self.filter.set(0, Raw(*filter), 0).context("write VIP_FILTER")
+        self.set_globals(|globals| globals.settings = *settings)
     }
 
     /// The VIP filter.
     pub fn filter(&self) -> Result<VipFilter> {
-        Ok(self.filter.get(&0, 0).context("read VIP_FILTER")?.0)
+        Ok(self.globals()?.filter)
+    }
+
+    /// Writes it.
+    pub fn set_filter(&mut self, filter: &VipFilter) -> Result<()> {
+        self.set_globals(|globals| globals.filter = *filter)
+    }
+
+    /// Where the frames of each interface are counted.
+    pub fn interfaces(&self) -> Result<Interfaces> {
+        Ok(self.globals()?.interfaces)
+    }
+
+    /// Writes it.
+    pub fn set_interfaces(&mut self, interfaces: &Interfaces) -> Result<()> {
+        self.set_globals(|globals| globals.interfaces = *interfaces)
+    }
+
+    fn globals(&self) -> Result<Globals> {
+        Ok(self.globals.get(&0, 0).context("read GLOBALS")?.0)
+    }
+
+    /// Writes what `change` makes of it. Packets go on reading meanwhile: what stays the same is
+    /// overwritten with itself.
+    fn set_globals(&mut self, change: impl FnOnce(&mut Globals)) -> Result<()> {
+        let mut globals = self.globals()?;
+        change(&mut globals);
+        self.globals.set(0, Raw(globals), 0).context("write GLOBALS")
     }
 
     /// Adds a VIP to those that are known exactly, and says whether its pings go unanswered.
@@ -373,16 +391,6 @@ impl Maps {
         rows(&self.evictions, 0).context("read EVICTIONS")
     }
 
-    /// Where the frames of each interface are counted.
-    pub fn interfaces(&self) -> Result<Interfaces> {
-        Ok(self.interfaces.get(&0, 0).context("read INTERFACES")?.0)
-    }
-
-    /// Writes it.
-    pub fn set_interfaces(&mut self, interfaces: &Interfaces) -> Result<()> {
-        self.interfaces.set(0, Raw(*interfaces), 0).context("write INTERFACES")
-    }
-
     /// The flow table's file descriptor.
     pub(super) fn flows_fd(&self) -> BorrowedFd<'_> {
         fd(self.flows.map())
@@ -426,12 +434,10 @@ fn pinned(pins: &Pins, name: &str) -> Result<Map> {
 /// there, and in which network namespace. Only the maps that tell are opened, for an instance of
 /// another ABI has others with other layouts.
 pub(super) fn left_behind(pins: &Pins) -> Result<(BTreeSet<IpAddr>, u32)> {
-    let layout = |name| format!("map {name} has another layout");
-    let vips: HashMap<MapData, Raw<Address>, u32> =
-        pinned(pins, map::VIPS)?.try_into().with_context(|| layout(map::VIPS))?;
-    let settings: Table<Settings> =
-        pinned(pins, map::SETTINGS)?.try_into().with_context(|| layout(map::SETTINGS))?;
-    let Raw(settings) = settings.get(&0, 0).context("read SETTINGS")?;
+    let vips: HashMap<MapData, Raw<Address>, u32> = pinned(pins, map::VIPS)?
+        .try_into()
+        .with_context(|| format!("map {} has another layout", map::VIPS))?;
+    let settings = load::settings(pins)?;
     Ok((addresses(&vips).context("read VIPS")?, settings.network_namespace))
 }
 

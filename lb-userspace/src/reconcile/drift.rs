@@ -81,7 +81,7 @@ pub fn describe(write: &Write) -> String {
         }
         Write::NatAddress(index, address) => format!("NAT_ADDRESSES {index} ({address})"),
         Write::AddNatEnd(end) | Write::RemoveNatEnd(end) => format!("NAT_ENDS {end}"),
-        Write::Filter(_) => "VIP_FILTER".to_owned(),
+        Write::Filter(_) => "GLOBALS (VIP filter)".to_owned(),
         Write::ClearCounters(index)
         | Write::Orphan(index)
         | Write::RemoveService(index)
@@ -155,8 +155,11 @@ mod tests {
                 |seen| seen.nat_ends.extend([SocketAddr::from(([9, 9, 9, 9], 9))]),
                 "NAT_ENDS 9.9.9.9:9",
             ),
-            (|seen| seen.filter = Some(Filter { words: vec![1, 2], sources: true }), "VIP_FILTER"),
-            (|seen| seen.filter = None, "VIP_FILTER"),
+            (
+                |seen| seen.filter = Some(Filter { words: vec![1, 2], sources: true }),
+                "GLOBALS (VIP filter)",
+            ),
+            (|seen| seen.filter = None, "GLOBALS (VIP filter)"),
         ];
         for (lose, expected) in cases {
             let mut seen = image();
@@ -171,7 +174,7 @@ mod tests {
         let repairs = repairs(&image(), &Image::default());
         let named: Vec<String> = repairs.iter().map(describe).collect();
         assert_eq!(named[0], "EGRESSES 1");
-        assert_eq!(named[named.len() - 1], "VIP_FILTER");
+        assert_eq!(named[named.len() - 1], "GLOBALS (VIP filter)");
         assert_eq!(named.len(), 10);
     }
 

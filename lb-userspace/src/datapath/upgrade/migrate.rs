@@ -130,9 +130,7 @@ fn prepare(
     load::load(next, object, (settings.flow_mask + 1) * GROUP as u32)?;
     let mut new = Maps::pinned(next)?;
     let is_new = |name: &str| !known.shared.contains(&name);
-    if is_new(map::VIP_FILTER) {
-        new.set_filter(&old.filter()?)?;
-    }
+    new.set_filter(&old.filter()?)?;
     if is_new(map::VIPS) {
         let silent = old.silent_vips()?;
         for vip in old.vips()? {

@@ -16,11 +16,12 @@ impl State {
     pub fn mend(&mut self) -> Result<()> {
         if !self.datapath.mend_settings()? {
             self.drift_repairs += 1;
-            self.journal.note(EventKind::Drift, Entry::new("SETTINGS was changed; written again"));
+            let text = "GLOBALS (settings) was changed; written again";
+            self.journal.note(EventKind::Drift, Entry::new(text));
         }
         if !self.datapath.mend_interfaces()? {
             self.drift_repairs += 1;
-            let text = "INTERFACES was changed; written again";
+            let text = "GLOBALS (interfaces) was changed; written again";
             self.journal.note(EventKind::Drift, Entry::new(text));
         }
         let services = self.image.services.keys().last().map_or(0, |last| last + 1);
