@@ -3,16 +3,19 @@
 
 use std::{
     collections::BTreeMap,
+    fmt::Debug,
     process::Command,
     time::{Duration, Instant},
 };
 
+use anyhow::Context as _;
 use lb_common::{
     host::{
         Random, corpus,
         sample::{self, Purpose},
     },
     parse::Family as IpFamily,
+    reason::Reason,
 };
 use sluice_tests::lab::{
     DEADLINE, Family, INNER_MTU, Plan, Sluice, dataplane, is_privileged, until,
@@ -24,6 +27,8 @@ use crate::scene::{Scene, VIP4};
 const GARBAGE: u64 = 2000;
 /// The interfaces' counts are read each second, and what is unexplained is known after three.
 const REST: Duration = Duration::from_secs(5);
+/// What all interfaces together have counted, beside what each has.
+const ALL: &str = "all of them";
 
 /// What an instance tells of its frames, or of those of one interface.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -36,14 +41,30 @@ struct Count {
 
 impl Count {
     fn of(scene: &Scene) -> Self {
-        let text = metrics(scene);
-        let all = counts(&text, "sluice_frames_total", "sluice_frames_unexplained");
-        Self { received: by_interface(&text).values().map(|own| own.received).sum(), ..all }
+        Self::all(&metrics(scene))
     }
 
-    /// Once nothing has come in for a while, and the interfaces' counts are of that time.
+    fn all(text: &str) -> Self {
+        let all = counts(text, "sluice_frames_total", "sluice_frames_unexplained");
+        Self { received: by_interface(text).values().map(|own| own.received).sum(), ..all }
+    }
+
+    /// Once nothing that was sent comes in any more, and the interfaces' counts are of that time.
     fn at_rest(scene: &Scene) -> Self {
-        at_rest(|| Self::of(scene))
+        at_rest(|| BTreeMap::from([(ALL, Self::of(scene))])).remove(ALL).unwrap()
+    }
+
+    /// What stays as it is while only hosts look for each other: backends go on answering SYNs of
+    /// clients that are none, and ask for their addresses each time.
+    fn settled(&self) -> Self {
+        let stray = [Reason::NotIp, Reason::NotVip].map(Reason::name);
+        let by_reason = self.by_reason.clone().into_iter();
+        Self {
+            received: self.received.wrapping_sub(self.verdicts),
+            verdicts: 0,
+            by_reason: by_reason.filter(|(reason, _)| !stray.contains(&&**reason)).collect(),
+            unexplained: self.unexplained,
+        }
     }
 
     /// By reason, and `forwarded`, what has come since.
@@ -91,15 +112,21 @@ fn metrics(scene: &Scene) -> String {
     scene.lab.balancer().run("curl", &get).unwrap()
 }
 
-fn at_rest<T: Clone + PartialEq>(look: impl Fn() -> T) -> T {
-    let mut last = (look(), Instant::now());
+/// Once what is settled in each of these counts has stayed the same for a while.
+fn at_rest<K: Clone + Ord + Debug>(look: impl Fn() -> BTreeMap<K, Count>) -> BTreeMap<K, Count> {
+    let settled = |counts: &BTreeMap<K, Count>| {
+        counts.iter().map(|(key, count)| (key.clone(), count.settled())).collect::<BTreeMap<_, _>>()
+    };
+    let (mut last, mut since) = (look(), Instant::now());
     until("no frame to come in", 4 * DEADLINE, || {
         let now = look();
-        if now != last.0 {
-            last = (now, Instant::now());
+        if settled(&now) != settled(&last) {
+            since = Instant::now();
         }
-        (last.1.elapsed() > REST).then(|| last.0.clone())
+        last = now;
+        (since.elapsed() > REST).then(|| last.clone())
     })
+    .with_context(|| format!("{last:?}"))
     .unwrap()
 }
 
@@ -200,17 +227,23 @@ fn each_interface_has_its_own_sum_while_others_come_and_go() {
     let services = sample_services(&mut scene);
     let config = |interfaces: &[&str]| dataplane(interfaces) + &services;
     let mut sluice = scene.lab.balancer().run_sluice(&config(&["eth0"])).unwrap();
-    let look = |scene: &Scene| at_rest(|| by_interface(&metrics(scene)));
+    // All of them, and each: of one and the same moment.
+    let look = |scene: &Scene| {
+        at_rest(|| {
+            let text = metrics(scene);
+            let all = (ALL.to_owned(), Count::all(&text));
+            by_interface(&text).into_iter().chain([all]).collect()
+        })
+    };
 
     let first = look(&scene);
     let soup = Soup::pour(&scene, 0, 7, GARBAGE);
     let alone = look(&scene);
-    assert_eq!(alone.len(), 1, "{alone:?}");
+    assert_eq!(alone.keys().collect::<Vec<_>>(), [ALL, "eth0"], "{alone:?}");
     soup.assert_counted(&first["eth0"], &alone["eth0"]);
     // While nothing else is attached its verdicts are all there are, but for answers to probes.
-    let all = Count::of(&scene).by_reason;
     let own = &alone["eth0"].by_reason;
-    assert_eq!(own["forwarded"], all["forwarded"]);
+    assert_eq!(own["forwarded"], alone[ALL].by_reason["forwarded"]);
     assert_eq!(own["probe_answer"], 0, "they arrive on eth1: {own:?}");
 
     sluice.reconfigure(&config(&["eth0", "eth1"])).unwrap();
@@ -245,10 +278,9 @@ fn each_interface_has_its_own_sum_while_others_come_and_go() {
         let counted = ["eth0", "eth1"].map(|name| both[name].since(&before[name], reason));
         assert_eq!(counted, [sent, 2 * sent], "{reason}");
     }
-    let all = Count::of(&scene);
-    let sum = |reason: &str| both.values().map(|own| own.by_reason[reason]).sum::<u64>();
     for reason in ["forwarded", "not_ip", "fragment", "no_backend"] {
-        assert_eq!(sum(reason), all.by_reason[reason], "{reason}");
+        let sum: u64 = ["eth0", "eth1"].map(|name| both[name].by_reason[reason]).iter().sum();
+        assert_eq!(sum, both[ALL].by_reason[reason], "{reason}");
     }
 
     // The daemon goes and comes, and one interface goes: the counts stay.
