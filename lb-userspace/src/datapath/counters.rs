@@ -126,7 +126,7 @@ impl Maps {
     /// # Errors
     /// If a map can't be read.
     pub fn verdicts(&self) -> Result<Verdicts> {
-        let interfaces = self.interfaces()?;
+        let interfaces = self.interfaces();
         let at = |place| {
             let rows = self.reasons(place)?;
             let count = |number: usize| rows.iter().map(|row| row[number]).sum();

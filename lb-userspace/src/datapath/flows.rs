@@ -14,9 +14,11 @@ use lb_common::{
     hash,
     parse::{Family, Ports, Segment},
 };
-use zerocopy::{FromBytes as _, IntoBytes as _};
 
-use super::{Maps, clock, memory::Mapping};
+use super::{
+    Maps, clock,
+    memory::{Mapping, read},
+};
 
 /// Words of one flow record.
 const RECORD_WORDS: usize = size_of::<FlowRecord>() / 8;
@@ -159,7 +161,7 @@ impl FlowMemory {
     /// Frees what has expired, and counts the rest.
     pub fn sweep(&self, settings: &Settings, limits: &IdleLimits, now: u32) -> Sweep {
         let record =
-            |word: usize| read_record(&self.records.words()[word * RECORD_WORDS..][..RECORD_WORDS]);
+            |word: usize| read(&self.records.words()[word * RECORD_WORDS..][..RECORD_WORDS]);
         sweep(self.words.words(), record, limits, tick_of(settings, u64::from(now)))
     }
 
@@ -184,7 +186,7 @@ impl FlowMemory {
             if !of(entry.backend()) {
                 continue;
             }
-            let record = read_record(record);
+            let record = read::<FlowRecord>(record);
             let age_seconds = clock::seconds(age(now, record.start as u32), settings.hz);
             let view = FlowView {
                 client: SocketAddr::new(
@@ -251,14 +253,6 @@ fn age(now: u32, start: u32) -> u32 {
 /// Seconds of so many ticks, the first of which had begun before the flow's packet came.
 fn idle(ticks: u8, tick_seconds: f64, age_seconds: f64) -> f64 {
     (f64::from(ticks) * tick_seconds).min(age_seconds)
-}
-
-fn read_record(words: &[AtomicU64]) -> FlowRecord {
-    let mut copy = [0u64; RECORD_WORDS];
-    for (to, from) in copy.iter_mut().zip(words) {
-        *to = from.load(Ordering::Relaxed);
-    }
-    FlowRecord::read_from_bytes(copy.as_bytes()).unwrap_or_default()
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! Loading the object file: maps and programs, not attached.
 
-use std::{borrow::Cow, collections::BTreeMap, fs, os::fd::AsFd as _, sync::atomic::Ordering};
+use std::{borrow::Cow, collections::BTreeMap, fs, os::fd::AsFd as _};
 
 use anyhow::{Context as _, Result, anyhow, bail};
 use aya::{
@@ -18,9 +18,12 @@ use lb_common::{
     flow::GROUP,
 };
 use sha2::{Digest as _, Sha256};
-use zerocopy::{FromZeros as _, IntoBytes as _};
 
-use super::{PROGRAM, PROGRAMS, diagnose, memory::Mapping, pins::Pins};
+use super::{
+    PROGRAM, PROGRAMS, diagnose,
+    memory::{Mapping, read},
+    pins::Pins,
+};
 
 /// Identifies an object file.
 pub(super) fn object_id(object: &[u8]) -> u64 {
@@ -78,11 +81,7 @@ pub(super) fn settings(pins: &Pins) -> Result<Settings> {
     // Whatever follows them there: by its version an instance of another ABI is told.
     let mapping = Mapping::readable(map.fd().as_fd(), size_of::<Settings>())
         .with_context(|| format!("map {}", path.display()))?;
-    let mut settings = Settings::new_zeroed();
-    for (bytes, word) in settings.as_mut_bytes().chunks_exact_mut(8).zip(mapping.words()) {
-        bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
-    }
-    Ok(settings)
+    Ok(read(mapping.words()))
 }
 
 /// Puts a loaded program in the place of the attached one: link by link, each in one step.

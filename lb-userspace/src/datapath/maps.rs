@@ -5,9 +5,10 @@
 use std::{
     collections::{BTreeMap, BTreeSet},
     io,
+    mem::offset_of,
     net::{IpAddr, SocketAddr},
     os::fd::{AsFd as _, BorrowedFd},
-    sync::atomic::Ordering,
+    sync::atomic::{AtomicU64, Ordering},
 };
 
 use anyhow::{Context as _, Result, anyhow, bail};
@@ -27,7 +28,12 @@ use lb_common::{
 };
 use zerocopy::{FromBytes, Immutable, IntoBytes};
 
-use super::{batch, load, memory::Mapping, pins::Pins, probes::Probes};
+use super::{
+    batch, load,
+    memory::{Mapping, read, write},
+    pins::Pins,
+    probes::Probes,
+};
 
 /// A map type of `lb_common::abi`, as aya takes it.
 #[derive(Clone, Copy)]
@@ -43,7 +49,9 @@ type PerCpu<T> = PerCpuArray<MapData, Raw<T>>;
 
 /// The maps of one instance.
 pub struct Maps {
-    globals: Table<Globals>,
+    /// Mapped, for its parts are written each by itself: another process may write another one
+    /// meanwhile, an upgrade the settings and the daemon the filter.
+    globals: Mapping,
     vips: HashMap<MapData, Raw<Address>, u32>,
     flows: Table<Group>,
     flow_records: Table<FlowRecord>,
@@ -85,8 +93,10 @@ impl Maps {
             Map::ArrayOfMaps(data) => data.info().and_then(|info| MapData::from_id(info.id())),
             _ => bail!("map {} has another layout", map::SLOTS),
         };
+        let globals: Table<Globals> = open!(map::GLOBALS);
         Ok(Self {
-            globals: open!(map::GLOBALS),
+            globals: Mapping::writable(fd(globals.map()), size_of::<Globals>())
+                .context("map GLOBALS")?,
             vips: open!(map::VIPS),
             flows: open!(map::FLOWS),
             flow_records: open!(map::FLOW_RECORDS),
@@ -111,45 +121,38 @@ impl Maps {
     }
 
     /// What every packet is told.
-    pub fn settings(&self) -> Result<Settings> {
-        Ok(self.globals()?.settings)
+    pub fn settings(&self) -> Settings {
+        read(self.part(offset_of!(Globals, settings)))
     }
 
     /// Writes it.
-    pub fn set_settings(&mut self, settings: &Settings) -> Result<()> {
-        self.set_globals(|globals| globals.settings = *settings)
+    pub fn set_settings(&mut self, settings: &Settings) {
+        write(self.part(offset_of!(Globals, settings)), settings);
     }
 
     /// The VIP filter.
-    pub fn filter(&self) -> Result<VipFilter> {
-        Ok(self.globals()?.filter)
+    pub fn filter(&self) -> VipFilter {
+        read(self.part(offset_of!(Globals, filter)))
     }
 
     /// Writes it.
-    pub fn set_filter(&mut self, filter: &VipFilter) -> Result<()> {
-        self.set_globals(|globals| globals.filter = *filter)
+    pub fn set_filter(&mut self, filter: &VipFilter) {
+        write(self.part(offset_of!(Globals, filter)), filter);
     }
 
     /// Where the frames of each interface are counted.
-    pub fn interfaces(&self) -> Result<Interfaces> {
-        Ok(self.globals()?.interfaces)
+    pub fn interfaces(&self) -> Interfaces {
+        read(self.part(offset_of!(Globals, interfaces)))
     }
 
     /// Writes it.
-    pub fn set_interfaces(&mut self, interfaces: &Interfaces) -> Result<()> {
-        self.set_globals(|globals| globals.interfaces = *interfaces)
+    pub fn set_interfaces(&mut self, interfaces: &Interfaces) {
+        write(self.part(offset_of!(Globals, interfaces)), interfaces);
     }
 
-    fn globals(&self) -> Result<Globals> {
-        Ok(self.globals.get(&0, 0).context("read GLOBALS")?.0)
-    }
-
-    /// Writes what `change` makes of it. Packets go on reading meanwhile: what stays the same is
-    /// overwritten with itself.
-    fn set_globals(&mut self, change: impl FnOnce(&mut Globals)) -> Result<()> {
-        let mut globals = self.globals()?;
-        change(&mut globals);
-        self.globals.set(0, Raw(globals), 0).context("write GLOBALS")
+    /// `GLOBALS` from this offset on.
+    fn part(&self, offset: usize) -> &[AtomicU64] {
+        &self.globals.words()[offset / 8..]
     }
 
     /// Adds a VIP to those that are known exactly, and says whether its pings go unanswered.

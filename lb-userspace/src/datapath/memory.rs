@@ -6,8 +6,10 @@ use std::{
     io,
     os::fd::{AsRawFd as _, BorrowedFd},
     ptr::{self, NonNull},
-    sync::atomic::AtomicU64,
+    sync::atomic::{AtomicU64, Ordering},
 };
+
+use zerocopy::{FromBytes, Immutable, IntoBytes};
 
 /// An array map's values in our address space.
 pub struct Mapping {
@@ -51,9 +53,51 @@ impl Mapping {
     }
 }
 
+/// What lies in these words, which others may write meanwhile: each is read whole, but not all at one
+/// moment. Where they are too few, the rest is zeros.
+pub fn read<T: FromBytes + IntoBytes>(words: &[AtomicU64]) -> T {
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
+    let mut value = T::new_zeroed();
+    for (bytes, word) in value.as_mut_bytes().chunks_exact_mut(8).zip(words) {
+        bytes.copy_from_slice(&word.load(Ordering::Relaxed).to_ne_bytes());
+    }
+    value
+}
+
+/// Writes it into these words, one after the other, and none beside them.
+pub fn write<T: IntoBytes + Immutable>(words: &[AtomicU64], value: &T) {
+    const { assert!(size_of::<T>().is_multiple_of(8)) };
+    for (bytes, word) in value.as_bytes().chunks_exact(8).zip(words) {
+        let mut copy = [0; 8];
+        copy.copy_from_slice(bytes);
+        word.store(u64::from_ne_bytes(copy), Ordering::Relaxed);
+    }
+}
+
 impl Drop for Mapping {
     fn drop(&mut self) {
         // SAFETY: exactly what `map` mapped, and no slice of it outlives `self`.
         unsafe { libc::munmap(self.start.as_ptr().cast(), self.bytes) };
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::fd::AsFd as _;
+
+    use super::*;
+
+    /// Two who write beside each other, as a daemon its filter and an upgrade the settings.
+    #[test]
+    fn a_part_is_written_by_itself() {
+        let file = tempfile::tempfile().unwrap();
+        file.set_len(48).unwrap();
+        let [one, other] = [0; 2].map(|_| Mapping::writable(file.as_fd(), 48).unwrap());
+        write(&one.words()[..2], &[1u64, 2]);
+        write(&other.words()[2..5], &[3u64, 4, 5]);
+        write(&one.words()[..2], &[6u32, 7, 8, 9]);
+        assert_eq!(read::<[u32; 4]>(&other.words()[..2]), [6, 7, 8, 9]);
+        assert_eq!(read::<[u64; 4]>(&one.words()[2..]), [3, 4, 5, 0]);
+        assert_eq!(read::<[u64; 2]>(&one.words()[4..5]), [5, 0]);
     }
 }

@@ -127,7 +127,7 @@ impl Datapath {
             }
         }
         let maps = Maps::pinned(&pins).with_context(|| damaged(&pins))?;
-        let settings = maps.settings()?;
+        let settings = maps.settings();
         let mut datapath = Self::assemble(pins, maps, settings)?;
         // The prober of the daemon before has ended with it.
         datapath.set_probe_interface(0)?;
@@ -175,7 +175,7 @@ impl Datapath {
             hash_keys: seed.hash_keys(),
         };
         let mut maps = Maps::pinned(&pins)?;
-        maps.set_settings(&settings)?;
+        maps.set_settings(&settings);
         Self::assemble(pins, maps, settings)
     }
 
@@ -183,7 +183,7 @@ impl Datapath {
         let flows = Arc::new(flows::FlowMemory::map(&maps, &settings)?);
         let clock = load::pinned_program(&pins, CLOCK)?;
         let programs = Mutex::new([pinned_id(&pins, PROGRAM)?; 2]);
-        let interfaces = maps.interfaces()?;
+        let interfaces = maps.interfaces();
         Ok(Self { pins, maps, clock, programs, settings, interfaces, flows })
     }
 
@@ -206,10 +206,10 @@ impl Datapath {
         let others = linked.iter().filter(|name| **name != *interface.name);
         let others = others.map(|name| (&**name, None));
         let wanted = places::with(
-            &self.maps.interfaces()?,
+            &self.maps.interfaces(),
             others.chain([(&*interface.name, Some(interface.index))]),
         );
-        self.maps.set_interfaces(&wanted)?;
+        self.maps.set_interfaces(&wanted);
         self.interfaces = wanted;
         attach::attach(&mut load::pinned_program(&self.pins, PROGRAM)?, &self.pins, interface, mode)
     }
@@ -302,9 +302,9 @@ impl Datapath {
     /// Writes other settings, if they are others.
     fn change(&mut self, settings: Settings) -> Result<()> {
         if settings != self.settings {
-            let Settings { object_id, .. } = self.maps.settings()?;
+            let Settings { object_id, .. } = self.maps.settings();
             let settings = Settings { object_id, ..settings };
-            self.maps.set_settings(&settings)?;
+            self.maps.set_settings(&settings);
             self.settings = settings;
         }
         Ok(())
@@ -324,13 +324,13 @@ impl Datapath {
     /// # Errors
     /// If the kernel refuses.
     pub fn mend_settings(&mut self) -> Result<bool> {
-        let seen = self.maps.settings()?;
+        let seen = self.maps.settings();
         let upgraded = Settings { object_id: seen.object_id, ..self.settings };
         let intact = seen == upgraded;
         if intact {
             self.settings = upgraded;
         } else {
-            self.maps.set_settings(&self.settings)?;
+            self.maps.set_settings(&self.settings);
         }
         Ok(intact)
     }
@@ -341,11 +341,11 @@ impl Datapath {
     /// # Errors
     /// If the kernel refuses.
     pub fn mend_interfaces(&mut self) -> Result<bool> {
-        let seen = self.maps.interfaces()?;
+        let seen = self.maps.interfaces();
         let linked = self.pins.links()?;
         let wanted = places::with(&self.interfaces, linked.iter().map(|name| (&**name, None)));
         if wanted != seen {
-            self.maps.set_interfaces(&wanted)?;
+            self.maps.set_interfaces(&wanted);
         }
         let intact = seen == self.interfaces;
         self.interfaces = wanted;

@@ -9,11 +9,10 @@ use lb_common::{
     abi::{ABI_VERSION, FlowRecord, Settings},
     flow::GROUP,
 };
-use zerocopy::{FromBytes as _, IntoBytes as _};
 
 use super::{
     CLOCK, Maps, OBJECT, Pins, clock, load,
-    memory::Mapping,
+    memory::{Mapping, read},
     network_namespace,
     run::{self, Answer},
 };
@@ -101,9 +100,7 @@ impl Reading {
     /// The record of the flow in a word of the table; `None` behind its end.
     pub fn record(&self, word: u32) -> Option<FlowRecord> {
         let words = self.records.words().get(word as usize * RECORD_WORDS..)?;
-        let words = words.first_chunk::<RECORD_WORDS>()?.each_ref();
-        let words = words.map(|word| word.load(Ordering::Relaxed));
-        FlowRecord::read_from_bytes(words.as_bytes()).ok()
+        Some(read(words.first_chunk::<RECORD_WORDS>()?))
     }
 
     /// What each attached program answers to a self-test of the daemon's kind, which enters no flow

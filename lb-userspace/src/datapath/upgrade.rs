@@ -254,8 +254,8 @@ fn replace(
     // In this order: dead in between, the next one finds the new program under the old name, and
     // upgrades it to itself.
     pins.remove_program(BEFORE)?;
-    let settings = Settings { object_id: load::object_id(object), ..maps.settings()? };
-    maps.set_settings(&settings)?;
+    let settings = Settings { object_id: load::object_id(object), ..maps.settings() };
+    maps.set_settings(&settings);
     keep(instance, object);
     say("upgraded");
     Ok(Report { result: Outcome::Upgraded, ..report })
@@ -270,7 +270,7 @@ fn rehearsal(
     report: &mut Report,
     say: Say<'_>,
 ) -> Result<Result<(), Difference>> {
-    let settings = maps.settings()?;
+    let settings = maps.settings();
     let interfaces = pins.links()?;
     let index = interfaces
         .iter()

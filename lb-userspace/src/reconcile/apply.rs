@@ -64,7 +64,10 @@ fn write_one(write: &Write, maps: &mut Maps) -> Result<()> {
         Write::NatAddress(index, address) => maps.set_nat_address(*index, (*address).into()),
         Write::AddNatEnd(end) => maps.add_nat_end(*end),
         Write::RemoveNatEnd(end) => maps.remove_nat_end(*end),
-        Write::Filter(filter) => maps.set_filter(&filter_of(filter)),
+        Write::Filter(filter) => {
+            maps.set_filter(&filter_of(filter));
+            Ok(())
+        }
         Write::Orphan(_) => Ok(()),
         Write::RemoveService(index) => maps.set_service(u32::from(*index), &Service::default()),
         Write::RemoveBackend(index) => maps.set_backend(u32::from(*index), &Backend::default()),
@@ -117,7 +120,7 @@ pub fn read(maps: &Maps) -> Result<Image> {
         probe_sources: maps.probe_sources()?,
         nat_addresses: maps.nat_addresses()?,
         nat_ends: maps.nat_ends()?,
-        filter: Some(filter(maps)?),
+        filter: Some(filter(maps)),
         ..Image::default()
     };
     for (index, service) in (0..).zip(maps.services(capacity::SERVICES)?) {
@@ -161,7 +164,7 @@ pub fn look(maps: &Maps, image: &Image, closely: Range<u16>) -> Result<Image> {
         probe_sources: maps.probe_sources()?,
         nat_addresses: maps.nat_addresses()?,
         nat_ends: maps.nat_ends()?,
-        filter: Some(filter(maps)?),
+        filter: Some(filter(maps)),
         ..Image::default()
     };
     for (index, service) in &image.services {
@@ -210,7 +213,7 @@ fn filter_of(wanted: &Filter) -> VipFilter {
 }
 
 /// The filter as it stands in the map.
-fn filter(maps: &Maps) -> Result<Filter> {
-    let VipFilter { words, sources } = maps.filter()?;
-    Ok(Filter { words: words.to_vec(), sources: sources != 0 })
+fn filter(maps: &Maps) -> Filter {
+    let VipFilter { words, sources } = maps.filter();
+    Filter { words: words.to_vec(), sources: sources != 0 }
 }

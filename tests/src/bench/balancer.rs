@@ -133,7 +133,7 @@ impl Balancer {
                 // Seen in more than one tick, they are old, as most flows are.
                 for (flags, longer) in [(Tcp::SYN, 2), (Tcp::ACK, 2), (Tcp::ACK, 1), (Tcp::ACK, 0)]
                 {
-                    balancer.set_tick(longer)?;
+                    balancer.set_tick(longer);
                     balancer.feed(generator, plan, &frame::template(family, flags), flows)?;
                 }
                 balancer.ensure_old(flows)?;
@@ -184,7 +184,7 @@ impl Balancer {
                 }
                 generator.set_answers(&self.answers)?;
             }
-            self.set_tick(longer)?;
+            self.set_tick(longer);
             let plan = frame::plan(family, scene.services(), sender).in_order(flows.into());
             self.feed(generator, plan, &frame::template(family, flags), flows)?;
         }
@@ -268,18 +268,18 @@ impl Balancer {
             forwarding: scene.forwarding(),
             answers: Vec::new(),
         };
-        balancer.set_tick(0)?;
+        balancer.set_tick(0);
         balancer.write()?;
         Ok(balancer)
     }
 
     /// Counts ticks 2^`longer` times as long, so that the present one has another number.
-    fn set_tick(&mut self, longer: u32) -> Result<()> {
+    fn set_tick(&mut self, longer: u32) {
         let mut settings = *self.datapath.settings();
         settings.tick_shift += longer;
         // Nothing expires while it is measured: in life, packets and the sweep see to it.
         settings.idle_ticks = [u8::MAX; 8];
-        self.datapath.maps.set_settings(&settings)
+        self.datapath.maps.set_settings(&settings);
     }
 
     fn write(&mut self) -> Result<()> {

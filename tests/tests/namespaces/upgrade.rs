@@ -323,9 +323,9 @@ fn program(host: &Host) -> Value {
 /// Makes the running instance one of another ABI.
 fn mark(host: &Host, abi_version: u32) {
     let mut maps = maps(host);
-    let mut settings = maps.settings().unwrap();
+    let mut settings = maps.settings();
     settings.abi_version = abi_version;
-    maps.set_settings(&settings).unwrap();
+    maps.set_settings(&settings);
 }
 
 /// Packets that all backends have got.

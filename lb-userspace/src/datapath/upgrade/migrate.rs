@@ -58,7 +58,7 @@ pub fn migrate(
         "the maps of the running instance have other layouts than this build knows how to read; \
          it goes on forwarding",
     )?;
-    let settings = old.settings()?;
+    let settings = old.settings();
     let object_id = load::object_id(object);
     let mut report = Report::new(settings.object_id, object_id);
     say(&format!(
@@ -130,7 +130,7 @@ fn prepare(
     load::load(next, object, (settings.flow_mask + 1) * GROUP as u32)?;
     let mut new = Maps::pinned(next)?;
     let is_new = |name: &str| !known.shared.contains(&name);
-    new.set_filter(&old.filter()?)?;
+    new.set_filter(&old.filter());
     if is_new(map::VIPS) {
         let silent = old.silent_vips()?;
         for vip in old.vips()? {
@@ -168,9 +168,9 @@ fn prepare(
     }
     let linked = pins.links()?;
     let attached = linked.iter().map(|name| (&**name, if_nametoindex(&**name).ok()));
-    new.set_interfaces(&places::with(&old.interfaces()?, attached))?;
+    new.set_interfaces(&places::with(&old.interfaces(), attached));
     let object_id = load::object_id(object);
-    new.set_settings(&Settings { abi_version: ABI_VERSION, object_id, ..*settings })?;
+    new.set_settings(&Settings { abi_version: ABI_VERSION, object_id, ..*settings });
     Ok(new)
 }
 
@@ -219,7 +219,7 @@ fn undo(pins: &Pins) -> Result<()> {
         .unwrap_or(false);
     if swapped {
         let (old, new) = (Maps::pinned(pins)?, Maps::pinned(&next)?);
-        let settings = new.settings()?;
+        let settings = new.settings();
         let (to, from) = (FlowTable::map(&old, &settings)?, FlowTable::map(&new, &settings)?);
         let base = to.snapshot();
         load::swap(&mut load::pinned_program(pins, PROGRAM)?, pins)?;

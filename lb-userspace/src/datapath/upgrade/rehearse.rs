@@ -90,7 +90,7 @@ impl Scenery {
         let step = listed.len().div_ceil(SERVICES).max(1);
         let mut scenery = Self {
             settings: *settings,
-            filter: maps.filter()?,
+            filter: maps.filter(),
             vips: maps.vips()?.into_iter().map(Address::from).collect(),
             silent: maps.silent_vips()?,
             services: BTreeMap::new(),
@@ -224,8 +224,8 @@ impl Stage {
             object.take_map(name).with_context(|| format!("the object file has no map {name}"))
         })?;
         let settings = Settings { flow_mask: entries / GROUP as u32 - 1, ..scenery.settings };
-        maps.set_settings(&settings)?;
-        maps.set_filter(&scenery.filter)?;
+        maps.set_settings(&settings);
+        maps.set_filter(&scenery.filter);
         for vip in &scenery.vips {
             maps.set_vip(*vip, scenery.silent.contains(&IpAddr::from(*vip)))?;
         }

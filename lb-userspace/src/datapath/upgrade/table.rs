@@ -8,9 +8,11 @@ use lb_common::{
     abi::{FlowRecord, Settings},
     flow::{Entry, GROUP, State},
 };
-use zerocopy::FromBytes as _;
 
-use crate::datapath::{Mapping, Maps};
+use crate::datapath::{
+    Maps,
+    memory::{Mapping, read, write},
+};
 
 /// Words of one flow record.
 const RECORD: usize = size_of::<FlowRecord>() / 8;
@@ -77,8 +79,7 @@ impl FlowTable {
         let Some(index) = { place }.find(|&index| words[index].load(Ordering::Relaxed) == 0) else {
             return false;
         };
-        let record = zerocopy::transmute!(flow.record);
-        store(self.record_words(index), &record);
+        write(self.record_words(index), &flow.record);
         words[index].store(flow.entry.0, Ordering::Release);
         true
     }
@@ -88,7 +89,7 @@ impl FlowTable {
     /// stays, for its time-out to end it here too. Tells how many were taken over.
     pub fn carry(&self, base: &[u64], from: &Self) -> u32 {
         carry(base, from.words.words(), self.words.words(), |index| {
-            store(self.record_words(index), &load(from.record_words(index)));
+            write(self.record_words(index), &from.record(index));
         })
     }
 
@@ -97,8 +98,7 @@ impl FlowTable {
     }
 
     fn record(&self, index: usize) -> FlowRecord {
-        let words = load(self.record_words(index));
-        FlowRecord::read_from_bytes(zerocopy::IntoBytes::as_bytes(&words)).unwrap_or_default()
+        read(self.record_words(index))
     }
 }
 
@@ -115,16 +115,6 @@ fn carry(base: &[u64], from: &[AtomicU64], to: &[AtomicU64], record: impl Fn(usi
         }
     }
     carried
-}
-
-fn load(words: &[AtomicU64]) -> [u64; RECORD] {
-    std::array::from_fn(|word| words[word].load(Ordering::Relaxed))
-}
-
-fn store(to: &[AtomicU64], from: &[u64; RECORD]) {
-    for (to, from) in to.iter().zip(from) {
-        to.store(*from, Ordering::Relaxed);
-    }
 }
 
 #[cfg(test)]
