@@ -27,6 +27,7 @@ pub mod peers;
 mod report;
 mod sample;
 mod stage;
+mod ticks;
 
 pub use self::{
     machine::Machine,

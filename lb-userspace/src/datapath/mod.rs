@@ -364,9 +364,14 @@ impl Datapath {
         )
     }
 
+    /// The kernel's jiffies now, their lower 32 bits.
+    pub fn now(&self) -> Result<u32> {
+        clock::now(&self.clock)
+    }
+
     /// Frees expired flows and counts the others. Milliseconds for a million entries.
     pub fn sweep(&self, limits: &IdleLimits) -> Result<Sweep> {
-        Ok(self.flows.sweep(&self.settings, limits, clock::now(&self.clock)?))
+        Ok(self.flows.sweep(&self.settings, limits, self.now()?))
     }
 
     /// Every flow of the backends that `of` names, as `each` is handed them; it returns whether to
@@ -388,7 +393,7 @@ impl Datapath {
     /// # Errors
     /// If the kernel does not tell the time.
     pub fn flow_table(&self) -> Result<FlowTable> {
-        let now = clock::now(&self.clock)?;
+        let now = self.now()?;
         Ok(FlowTable { memory: Arc::clone(&self.flows), settings: self.settings, now })
     }
 }

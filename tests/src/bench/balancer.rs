@@ -27,7 +27,7 @@ use lb_userspace::{
 };
 use zerocopy::FromZeros as _;
 
-use super::{case::Sender, frame, generator::Generator, link::Link};
+use super::{case::Sender, frame, generator::Generator, link::Link, ticks};
 
 /// What an instance is asked to be, and what has happened to it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -131,8 +131,8 @@ impl Balancer {
                 let plan = frame::plan(family, scene.services(), Sender::Client);
                 let plan = plan.in_order(flows.into());
                 // Seen in more than one tick, they are old, as most flows are.
-                for (flags, longer) in [(Tcp::SYN, 2), (Tcp::ACK, 2), (Tcp::ACK, 1), (Tcp::ACK, 0)]
-                {
+                let longer = balancer.longer()?;
+                for (flags, longer) in [(Tcp::SYN, longer), (Tcp::ACK, longer), (Tcp::ACK, 0)] {
                     balancer.set_tick(longer);
                     balancer.feed(generator, plan, &frame::template(family, flags), flows)?;
                 }
@@ -170,11 +170,12 @@ impl Balancer {
     /// one, for the RST that it got would stay in the generator's frame.
     fn translate(&mut self, scene: Scene, generator: &mut Generator, flows: u32) -> Result<bool> {
         let family = scene.families()[0];
+        let longer = self.longer()?;
         // Answers are found by the ticks that the daemon knows.
         for (sender, flags, longer) in [
             (Sender::TranslatedClient, Tcp::SYN, 0),
-            (Sender::Backend, Tcp::SYN | Tcp::ACK, 2),
-            (Sender::TranslatedClient, Tcp::ACK, 2),
+            (Sender::Backend, Tcp::SYN | Tcp::ACK, longer),
+            (Sender::TranslatedClient, Tcp::ACK, longer),
             (Sender::TranslatedClient, Tcp::ACK, 0),
         ] {
             if sender == Sender::Backend {
@@ -271,6 +272,12 @@ impl Balancer {
         balancer.set_tick(0);
         balancer.write()?;
         Ok(balancer)
+    }
+
+    /// How much longer ticks shall be for what is met in them to be old thereafter.
+    fn longer(&self) -> Result<u32> {
+        ticks::longer(self.datapath.settings(), self.datapath.now()?)
+            .context("the kernel's clock is about to wrap: try again in four minutes")
     }
 
     /// Counts ticks 2^`longer` times as long, so that the present one has another number.
