@@ -38,6 +38,8 @@ pub enum Peer {
     SluiceNat,
     /// The kernel's own NAT: `dnat` to the backends in turn, and `masquerade`.
     NftDnat,
+    /// The same where every frame goes by way of XDP, as Sluice's do: programs that pass everything.
+    NftDnatXdp,
     /// HAProxy in `mode tcp`.
     Haproxy,
     /// nginx's `stream` module.
@@ -46,12 +48,13 @@ pub enum Peer {
 
 impl Peer {
     /// All of them, as they are listed.
-    pub const ALL: [Self; 7] = [
+    pub const ALL: [Self; 8] = [
         Self::Direct,
         Self::SluiceL2,
         Self::SluiceIpip,
         Self::SluiceNat,
         Self::NftDnat,
+        Self::NftDnatXdp,
         Self::Haproxy,
         Self::NginxStream,
     ];
@@ -64,6 +67,7 @@ impl Peer {
             Self::SluiceIpip => "sluice-ipip",
             Self::SluiceNat => "sluice-nat",
             Self::NftDnat => "nft-dnat",
+            Self::NftDnatXdp => "nft-dnat-xdp",
             Self::Haproxy => "haproxy",
             Self::NginxStream => "nginx-stream",
         }
@@ -75,8 +79,15 @@ impl Peer {
             Self::SluiceL2 => Some("l2"),
             Self::SluiceIpip => Some("ipip"),
             Self::SluiceNat => Some("nat"),
-            Self::Direct | Self::NftDnat | Self::Haproxy | Self::NginxStream => None,
+            Self::Direct | Self::NftDnat | Self::NftDnatXdp | Self::Haproxy | Self::NginxStream => {
+                None
+            }
         }
+    }
+
+    /// Whether the balancer's card bears an XDP program, and thus the far ends of all, too.
+    const fn has_xdp(self) -> bool {
+        self.forwarding().is_some() || matches!(self, Self::NftDnatXdp)
     }
 }
 

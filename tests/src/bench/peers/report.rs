@@ -200,7 +200,8 @@ What this laboratory favours, and whom:
   as many. XDP handles each frame by itself on any card.
 - Before XDP runs on a veth, the kernel copies each of TCP's frames to a page of its own, and what
   is sent back needs another XDP program on the far end. Cards' drivers do neither: that is against
-  Sluice. The others run without any XDP program.
+  Sluice. The others run without any XDP program, but for `nft-dnat-xdp`: nftables where programs
+  stand in the same places and pass every frame. What it loses to `nft-dnat` is what veths take.
 - With `l2` and `ipip` answers go from the backend to the client directly, which is their point;
   requests are small and answers too. Data goes from client to backend, so that every byte crosses
   every balancer; downloads would cost the balancer in these two modes next to nothing. `ipip`

@@ -14,7 +14,8 @@ use super::{
     load::{Requests, run_iperf3, run_wrk},
 };
 use crate::lab::{
-    Agent, DEADLINE, Family, Host, Lab, Plan, Process, Sluice, dataplane, fetch, service, until,
+    Agent, Attached, DEADLINE, Family, Host, Lab, Plan, Process, Program, Sluice, dataplane, fetch,
+    service, until,
 };
 
 /// Where clients connect to: requests, and a stream of data.
@@ -43,6 +44,10 @@ pub(super) struct Stage {
 enum Balancer {
     /// Nothing, or what the kernel does by itself.
     Nobody,
+    /// The same, behind a program that passes every frame.
+    UnderXdp {
+        _pass: Attached,
+    },
     Program(Process),
     Sluice {
         sluice: Sluice,
@@ -54,7 +59,7 @@ impl Balancer {
     /// What it has written.
     fn log(&self) -> String {
         match self {
-            Self::Nobody => String::new(),
+            Self::Nobody | Self::UnderXdp { .. } => String::new(),
             Self::Program(process) => process.log(),
             Self::Sluice { sluice, .. } => sluice.log(),
         }
@@ -89,7 +94,7 @@ fn config(lab: &Lab, forwarding: &str) -> Result<String> {
 
 impl Stage {
     pub(super) fn build(peer: Peer) -> Result<Self> {
-        let plain_ports = peer.forwarding().is_none();
+        let plain_ports = !peer.has_xdp();
         let lab = Lab::start(Plan { backends: BACKENDS, plain_ports, ..Plan::default() })?;
         let mut servers = Vec::new();
         for host in lab.backends() {
@@ -105,7 +110,12 @@ impl Stage {
         let balancer = match peer {
             Peer::Direct => Balancer::Nobody,
             Peer::SluiceL2 | Peer::SluiceIpip | Peer::SluiceNat => sluice(peer, &lab)?,
-            Peer::NftDnat => nftables(&lab)?,
+            Peer::NftDnat => nftables(&lab).map(|()| Balancer::Nobody)?,
+            Peer::NftDnatXdp => {
+                nftables(&lab)?;
+                let balancer = lab.balancer().namespace();
+                Balancer::UnderXdp { _pass: Program::pass()?.attach(balancer, "eth0")? }
+            }
             Peer::Haproxy => haproxy(&lab)?,
             Peer::NginxStream => nginx_stream(&lab)?,
         };
@@ -221,7 +231,7 @@ fn sluice(peer: Peer, lab: &Lab) -> Result<Balancer> {
 }
 
 /// Both ways through the kernel's connection tracking, as its users write it.
-fn nftables(lab: &Lab) -> Result<Balancer> {
+fn nftables(lab: &Lab) -> Result<()> {
     let places = addresses(lab).enumerate().map(|(index, to)| format!("{index} : {to}"));
     let places = places.collect::<Vec<_>>();
     let (count, map) = (places.len(), places.join(", "));
@@ -245,7 +255,7 @@ fn nftables(lab: &Lab) -> Result<Balancer> {
     balancer.sysctl("net.ipv4.conf.all.send_redirects", "0")?;
     balancer.sysctl("net.ipv4.conf.eth0.send_redirects", "0")?;
     balancer.run("nft", &["-f", text(&file)?])?;
-    Ok(Balancer::Nobody)
+    Ok(())
 }
 
 fn text(path: &Path) -> Result<&str> {
