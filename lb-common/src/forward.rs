@@ -86,9 +86,10 @@ pub fn apply<F: Frame, T: Stages<F>>(
             None => leave(tables, Reason::Truncated),
         },
         Verdict::Deliver => probe::hand_over(frame, segment, tables),
-        Verdict::Return { index, word, hash } => {
+        Verdict::Return { backend, index, word, hash } => {
             let bytes = length(frame) as u64;
-            match tables.carry(frame, Carry::homeward(segment, index, word, hash)) {
+            let carry = Carry::homeward(segment, word, hash);
+            match tables.carry(frame, backend, carry) {
                 Ok(action) => {
                     tables.count_return(index, bytes);
                     action
@@ -100,11 +101,11 @@ pub fn apply<F: Frame, T: Stages<F>>(
             let bytes = length(frame) as u64;
             let sent = if crate::nat::translates(backend) {
                 let carry = if index == 0 {
-                    Carry::self_test(segment, word as u16, hash)
+                    Carry::self_test(segment, hash)
                 } else {
-                    Carry::outward(segment, index, word, hash)
+                    Carry::outward(segment, word, hash)
                 };
-                tables.carry(frame, carry)
+                tables.carry(frame, backend, carry)
             } else {
                 rewrite(frame, segment, tables, backend, hash)
             };

@@ -80,6 +80,12 @@ pub struct Ports {
 }
 
 impl Ports {
+    /// A header's.
+    #[inline(always)]
+    pub const fn of(header: &Tcp) -> Self {
+        Self { source: header.source, destination: header.destination }
+    }
+
     /// As one word in memory order: for hashing.
     #[inline(always)]
     pub const fn word(self) -> u32 {

@@ -37,13 +37,15 @@ pub enum Verdict<'t> {
         /// The index with which its traffic is counted: the backend's; 0, which nobody has, for a
         /// self-test.
         index: u16,
-        /// The word of its entry, where it is translated; of a self-test the backend's index.
+        /// The word of its entry, where it is translated; 0 of a self-test, which has none.
         word: u32,
         /// The flow's hash.
         hash: u64,
     },
     /// It goes from a backend to its client.
     Return {
+        /// From whom.
+        backend: &'t Backend,
         /// The backend's index.
         index: u16,
         /// The word of its flow's return entry.
@@ -87,8 +89,8 @@ pub trait Stages<F: Frame>: Tables + Sized {
     /// # Errors
     /// The reason to drop it.
     #[inline(always)]
-    fn carry(&self, frame: &mut F, carry: Carry) -> Result<Action, Reason> {
-        forward::nat::carry(frame, self, carry)
+    fn carry(&self, frame: &mut F, backend: &Backend, carry: Carry) -> Result<Action, Reason> {
+        forward::nat::carry(frame, self, backend, carry)
     }
 
     /// Which flow an ICMP error is about; see [`icmp::quoted`].
@@ -251,7 +253,9 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
             Owner::Lives(backend) => {
                 return Verdict::Forward { backend, index: entry.backend(), word, hash };
             }
-            Owner::Answers => return Verdict::Return { index: entry.backend(), word, hash },
+            Owner::Answers(backend) => {
+                return Verdict::Return { backend, index: entry.backend(), word, hash };
+            }
             Owner::Gone | Owner::Absent | Owner::Stranger => {}
         }
     }
@@ -267,9 +271,7 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
     if is_self_test {
         let Ok(taken) = taken else { return Verdict::Failed };
         return match tables.backend(taken.index()) {
-            Some(backend) => {
-                Verdict::Forward { backend, index: 0, word: u32::from(taken.index()), hash }
-            }
+            Some(backend) => Verdict::Forward { backend, index: 0, word: 0, hash },
             None => Verdict::Failed,
         };
     }
@@ -281,7 +283,7 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
                 }
                 let (index, word) = (taken.index(), taken.word());
                 if taken.is_return() {
-                    Verdict::Return { index, word, hash }
+                    Verdict::Return { backend, index, word, hash }
                 } else {
                     Verdict::Forward { backend, index, word, hash }
                 }
@@ -298,7 +300,7 @@ enum Owner<'t> {
     /// A backend of the service that the packet is addressed to.
     Lives(&'t Backend),
     /// The backend that the packet comes from, on its way to a client.
-    Answers,
+    Answers(&'t Backend),
     /// One whose flows are to be reset.
     Gone,
     /// One that was removed.
@@ -325,7 +327,7 @@ fn owner<'t, T: Tables>(segment: &Segment, tables: &'t T, entry: Entry) -> Owner
     } else if is_for {
         Owner::Lives(backend)
     } else {
-        Owner::Answers
+        Owner::Answers(backend)
     }
 }
 

@@ -6,7 +6,7 @@
 
 use aya_ebpf::{bindings::xdp_md, programs::XdpContext};
 use lb_common::{
-    abi::ELSEWHERE,
+    abi::{Backend, ELSEWHERE},
     forward::{
         self, Action, mss,
         nat::{self, Carry},
@@ -53,9 +53,14 @@ impl Stages<XdpFrame> for Kernel {
     }
 
     #[inline(always)]
-    fn carry(&self, frame: &mut XdpFrame, carry: Carry) -> Result<Action, Reason> {
-        let Carry { hash, flow, layout } = carry;
-        from_word(self::carry(frame.ctx, hash, flow, layout)).map(to_action)
+    fn carry(
+        &self,
+        frame: &mut XdpFrame,
+        backend: &Backend,
+        carry: Carry,
+    ) -> Result<Action, Reason> {
+        let Carry { hash, word, layout } = carry;
+        from_word(self::carry(frame.ctx, backend, hash, word, layout)).map(to_action)
     }
 
     #[inline(always)]
@@ -242,12 +247,20 @@ const INTERFACE_SHIFT: u32 = 32;
 
 #[unsafe(no_mangle)]
 #[inline(never)]
-extern "C" fn carry(ctx: *mut xdp_md, hash: u64, flow: u64, layout: u64) -> u64 {
+extern "C" fn carry(
+    ctx: *mut xdp_md,
+    backend: *const Backend,
+    hash: u64,
+    word: u32,
+    layout: u64,
+) -> u64 {
     let mut frame = XdpFrame::new(&XdpContext::new(ctx));
-    to_word(
-        nat::carry(&mut frame, &Kernel::BEHIND_FILTER, Carry { hash, flow, layout })
-            .map(from_action),
-    )
+    // SAFETY: the caller's, in a map; that it is not null the verifier wants to see.
+    let Some(backend) = (unsafe { backend.as_ref() }) else {
+        return to_word(Err(Reason::NoBackend));
+    };
+    let carry = Carry { hash, word, layout };
+    to_word(nat::carry(&mut frame, &Kernel::BEHIND_FILTER, backend, carry).map(from_action))
 }
 
 #[unsafe(no_mangle)]

@@ -7,6 +7,7 @@
 use zerocopy::{Immutable, IntoBytes};
 
 use crate::{
+    abi::Backend,
     address::Address,
     checksum::Change,
     forward::{
@@ -24,13 +25,13 @@ use crate::{
 };
 
 /// A segment of a translated flow, and which: no more than three words, because the kernel program
-/// hands it to a function of its own and has no room to lay out more.
+/// hands it to a function of its own, which takes two arguments besides.
 #[derive(Clone, Copy, Debug)]
 pub struct Carry {
     /// Hash of its tuple.
     pub hash: u64,
-    /// The word of its entry in the upper half, the index of its backend in the lower.
-    pub flow: u64,
+    /// The word of its entry.
+    pub word: u32,
     /// Offsets of the IP and the TCP header, from the lowest bit on, 16 bits each; then how it is to
     /// be taken.
     pub layout: u64,
@@ -43,12 +44,12 @@ impl Carry {
     const SYN: u64 = 1 << 34;
     const SELF_TEST: u64 = 1 << 35;
 
-    /// From a client to the backend with this index.
+    /// From a client to the backend.
     #[inline(always)]
-    pub const fn outward(segment: &Segment, index: u16, word: u32, hash: u64) -> Self {
+    pub const fn outward(segment: &Segment, word: u32, hash: u64) -> Self {
         Self {
             hash,
-            flow: (word as u64) << 32 | index as u64,
+            word,
             layout: segment.l3 as u64
                 | (segment.l4 as u64) << Self::L4_SHIFT
                 | if matches!(segment.family, Family::Ipv6) { Self::IPV6 } else { 0 }
@@ -56,18 +57,18 @@ impl Carry {
         }
     }
 
-    /// From the backend with this index to a client.
+    /// From the backend to a client.
     #[inline(always)]
-    pub const fn homeward(segment: &Segment, index: u16, word: u32, hash: u64) -> Self {
-        let Self { flow, layout, .. } = Self::outward(segment, index, word, hash);
-        Self { hash, flow, layout: layout | Self::HOMEWARD }
+    pub const fn homeward(segment: &Segment, word: u32, hash: u64) -> Self {
+        let Self { layout, .. } = Self::outward(segment, word, hash);
+        Self { hash, word, layout: layout | Self::HOMEWARD }
     }
 
-    /// A self-test of the backend with this index, which has no flow.
+    /// A self-test of the backend, which has no flow.
     #[inline(always)]
-    pub const fn self_test(segment: &Segment, index: u16, hash: u64) -> Self {
-        let Self { flow, layout, .. } = Self::outward(segment, index, 0, hash);
-        Self { hash, flow, layout: layout | Self::SELF_TEST }
+    pub const fn self_test(segment: &Segment, hash: u64) -> Self {
+        let Self { word, layout, .. } = Self::outward(segment, 0, hash);
+        Self { hash, word, layout: layout | Self::SELF_TEST }
     }
 
     #[inline(always)]
@@ -82,14 +83,14 @@ impl Carry {
     const fn l4(self) -> usize {
         (self.layout >> Self::L4_SHIFT) as u16 as usize
     }
+}
 
-    const fn backend(self) -> u16 {
-        self.flow as u16
-    }
-
-    const fn word(self) -> u32 {
-        (self.flow >> 32) as u32
-    }
+/// What both ways through [`carry`] share.
+struct Load<'b> {
+    backend: &'b Backend,
+    carry: Carry,
+    /// As it came.
+    tcp: Tcp,
 }
 
 /// What [`Stages::carry`] does.
@@ -100,22 +101,25 @@ impl Carry {
 pub fn carry<F: Frame, T: Stages<F>>(
     frame: &mut F,
     tables: &T,
+    backend: &Backend,
     carry: Carry,
 ) -> Result<Action, Reason> {
+    let tcp: Tcp = frame.read(carry.l4()).ok_or(Reason::Truncated)?;
+    let load = Load { backend, carry, tcp };
     if carry.is(Carry::IPV6) {
         let header: Ipv6 = frame.read(carry.l3()).ok_or(Reason::Truncated)?;
         let ends = [Address::v6(header.source), Address::v6(header.destination)];
         let length = u16::from_be_bytes(header.payload_length).saturating_add(Ipv6::LEN as u16);
-        let (to, macs, action) = way_of(frame, tables, carry, ends, length)?;
+        let (to, macs, action) = way_of(frame, tables, &load, ends, length)?;
         let addresses = ipv6(frame, &header, carry.l3(), &to)?;
-        finish(frame, tables, carry, &to, macs, addresses, Ipv6::LEN).map(|()| action)
+        finish(frame, tables, &load, &to, macs, addresses, Ipv6::LEN).map(|()| action)
     } else {
         let header: Ipv4 = frame.read(carry.l3()).ok_or(Reason::Truncated)?;
         let ends = [Address::v4(header.source), Address::v4(header.destination)];
         let length = u16::from_be_bytes(header.length);
-        let (to, macs, action) = way_of(frame, tables, carry, ends, length)?;
+        let (to, macs, action) = way_of(frame, tables, &load, ends, length)?;
         let addresses = ipv4(frame, &header, carry.l3(), &to)?;
-        finish(frame, tables, carry, &to, macs, addresses, Ipv4::LEN).map(|()| action)
+        finish(frame, tables, &load, &to, macs, addresses, Ipv4::LEN).map(|()| action)
     }
 }
 
@@ -124,20 +128,19 @@ pub fn carry<F: Frame, T: Stages<F>>(
 fn way_of<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
-    carry: Carry,
+    load: &Load<'_>,
     [source, destination]: [Address; 2],
     length: u16,
 ) -> Result<(Tuple, l2::Words, Action), Reason> {
-    let ports: Ports = frame.read(carry.l4()).ok_or(Reason::Truncated)?;
-    let sent = Tuple { source, destination, ports };
-    let backend = tables.backend(carry.backend()).ok_or(Reason::NoBackend)?;
+    let Load { backend, carry, tcp } = load;
+    let sent = Tuple { source, destination, ports: Ports::of(tcp) };
     if backend.mtu != 0 && length > backend.mtu {
         return Err(Reason::TooBig);
     }
     let (to, macs, ifindex) = if carry.is(Carry::HOMEWARD) {
-        let to = nat::homeward(&sent, tables, backend, carry.word(), carry.hash)
+        let to = nat::homeward(&sent, tables, backend, carry.word, carry.hash)
             .ok_or(Reason::NatNoReturn)?;
-        let hop = tables.hop(carry.word()).ok_or(Reason::NatNoReturn)?;
+        let hop = tables.hop(carry.word).ok_or(Reason::NatNoReturn)?;
         let macs = l2::Words { first: hop.first, second: hop.second };
         (to, macs, hop.ifindex)
     } else {
@@ -146,7 +149,7 @@ fn way_of<F: Frame, T: Tables>(
         let to = if carry.is(Carry::SELF_TEST) {
             nat::rehearsed(&sent, tables, backend).ok_or(Reason::NatNoMapping)?
         } else {
-            nat::outward(&sent, tables, backend, carry.word(), carry.hash)
+            nat::outward(&sent, tables, backend, carry.word, carry.hash)
                 .ok_or(Reason::NatNoMapping)?
         };
         (to, macs.into(), egress.ifindex)
@@ -200,29 +203,28 @@ fn ipv6<F: Frame>(frame: &mut F, header: &Ipv6, l3: usize, to: &Tuple) -> Result
 fn finish<F: Frame, T: Stages<F>>(
     frame: &mut F,
     tables: &T,
-    carry: Carry,
+    load: &Load<'_>,
     to: &Tuple,
     macs: l2::Words,
     addresses: Change,
     ip_header: usize,
 ) -> Result<(), Reason> {
+    let Load { backend, carry, tcp } = load;
     let l4 = carry.l4();
-    let header: Tcp = frame.read(l4).ok_or(Reason::Truncated)?;
-    let old = Ports { source: header.source, destination: header.destination };
-    let mut change = Change::of(header.checksum).and(addresses).word(old.word(), to.ports.word());
+    let mut change =
+        Change::of(tcp.checksum).and(addresses).word(Ports::of(tcp).word(), to.ports.word());
     if carry.is(Carry::SYN) {
-        let backend = tables.backend(carry.backend()).ok_or(Reason::NoBackend)?;
         let fits = backend.mtu.saturating_sub((ip_header + Tcp::LEN) as u16);
         let most = mss::least(fits, mss::most(tables.service(backend.service)));
         if most != 0
-            && let Some(Lowered { old, new }) = mss::lower(frame, tables, l4, &header, most)
+            && let Some(Lowered { old, new }) = mss::lower(frame, tables, l4, tcp, most)
         {
             change = change.pair(old, new);
         }
     }
+    let Ports { source, destination } = to.ports;
     frame
-        .write(l4, to.ports)
-        .and_then(|()| frame.write(l4 + Tcp::CHECKSUM, change.finish()))
+        .write(l4, Tcp { source, destination, checksum: change.finish(), ..*tcp })
         .and_then(|()| frame.write(0, macs))
         .ok_or(Reason::Truncated)
 }

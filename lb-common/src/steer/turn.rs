@@ -295,7 +295,7 @@ impl Turn {
                     }
                     Step::Renew => Place::Found,
                 },
-                Owner::Answers => return Ok(Taken::FOLLOW),
+                Owner::Answers(_) => return Ok(Taken::FOLLOW),
                 Owner::Gone if !matches!(kind, Kind::Syn) => {
                     group.replace(index, entry.0, 0);
                     if !entry.is_return() {
