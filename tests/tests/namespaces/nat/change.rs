@@ -66,7 +66,8 @@ impl Busy {
         let broken = self.streams.close();
         assert!(broken.is_empty(), "{broken:?}");
         let tally = self.load.stop();
-        assert_eq!(tally.failed(), 0, "of {}:\n{}", tally.requests, tally.causes());
+        let reasons = || self.sluice.cli_ok(&["reasons"]).unwrap();
+        assert_eq!(tally.failed(), 0, "of {}:\n{}\n{}", tally.requests, tally.causes(), reasons());
         (self.sluice, self.scene)
     }
 }
