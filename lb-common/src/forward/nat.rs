@@ -85,14 +85,6 @@ impl Carry {
     }
 }
 
-/// What both ways through [`carry`] share.
-struct Load<'b> {
-    backend: &'b Backend,
-    carry: Carry,
-    /// As it came.
-    tcp: Tcp,
-}
-
 /// What [`Stages::carry`] does.
 ///
 /// # Errors
@@ -104,22 +96,20 @@ pub fn carry<F: Frame, T: Stages<F>>(
     backend: &Backend,
     carry: Carry,
 ) -> Result<Action, Reason> {
-    let tcp: Tcp = frame.read(carry.l4()).ok_or(Reason::Truncated)?;
-    let load = Load { backend, carry, tcp };
     if carry.is(Carry::IPV6) {
         let header: Ipv6 = frame.read(carry.l3()).ok_or(Reason::Truncated)?;
         let ends = [Address::v6(header.source), Address::v6(header.destination)];
         let length = u16::from_be_bytes(header.payload_length).saturating_add(Ipv6::LEN as u16);
-        let (to, macs, action) = way_of(frame, tables, &load, ends, length)?;
+        let (to, macs, action) = way_of(frame, tables, backend, carry, ends, length)?;
         let addresses = ipv6(frame, &header, carry.l3(), &to)?;
-        finish(frame, tables, &load, &to, macs, addresses, Ipv6::LEN).map(|()| action)
+        finish(frame, tables, backend, carry, &to, macs, addresses).map(|()| action)
     } else {
         let header: Ipv4 = frame.read(carry.l3()).ok_or(Reason::Truncated)?;
         let ends = [Address::v4(header.source), Address::v4(header.destination)];
         let length = u16::from_be_bytes(header.length);
-        let (to, macs, action) = way_of(frame, tables, &load, ends, length)?;
+        let (to, macs, action) = way_of(frame, tables, backend, carry, ends, length)?;
         let addresses = ipv4(frame, &header, carry.l3(), &to)?;
-        finish(frame, tables, &load, &to, macs, addresses, Ipv4::LEN).map(|()| action)
+        finish(frame, tables, backend, carry, &to, macs, addresses).map(|()| action)
     }
 }
 
@@ -128,12 +118,13 @@ pub fn carry<F: Frame, T: Stages<F>>(
 fn way_of<F: Frame, T: Tables>(
     frame: &F,
     tables: &T,
-    load: &Load<'_>,
+    backend: &Backend,
+    carry: Carry,
     [source, destination]: [Address; 2],
     length: u16,
 ) -> Result<(Tuple, l2::Words, Action), Reason> {
-    let Load { backend, carry, tcp } = load;
-    let sent = Tuple { source, destination, ports: Ports::of(tcp) };
+    let ports: Ports = frame.read(carry.l4()).ok_or(Reason::Truncated)?;
+    let sent = Tuple { source, destination, ports };
     if backend.mtu != 0 && length > backend.mtu {
         return Err(Reason::TooBig);
     }
@@ -203,28 +194,30 @@ fn ipv6<F: Frame>(frame: &mut F, header: &Ipv6, l3: usize, to: &Tuple) -> Result
 fn finish<F: Frame, T: Stages<F>>(
     frame: &mut F,
     tables: &T,
-    load: &Load<'_>,
+    backend: &Backend,
+    carry: Carry,
     to: &Tuple,
     macs: l2::Words,
     addresses: Change,
-    ip_header: usize,
 ) -> Result<(), Reason> {
-    let Load { backend, carry, tcp } = load;
     let l4 = carry.l4();
+    // Not before: of what is read so late nothing need lie on the stack meanwhile.
+    let tcp: Tcp = frame.read(l4).ok_or(Reason::Truncated)?;
     let mut change =
-        Change::of(tcp.checksum).and(addresses).word(Ports::of(tcp).word(), to.ports.word());
+        Change::of(tcp.checksum).and(addresses).word(Ports::of(&tcp).word(), to.ports.word());
     if carry.is(Carry::SYN) {
+        let ip_header = if carry.is(Carry::IPV6) { Ipv6::LEN } else { Ipv4::LEN };
         let fits = backend.mtu.saturating_sub((ip_header + Tcp::LEN) as u16);
         let most = mss::least(fits, mss::most(tables.service(backend.service)));
         if most != 0
-            && let Some(Lowered { old, new }) = mss::lower(frame, tables, l4, tcp, most)
+            && let Some(Lowered { old, new }) = mss::lower(frame, tables, l4, &tcp, most)
         {
             change = change.pair(old, new);
         }
     }
     let Ports { source, destination } = to.ports;
     frame
-        .write(l4, Tcp { source, destination, checksum: change.finish(), ..*tcp })
+        .write(l4, Tcp { source, destination, checksum: change.finish(), ..tcp })
         .and_then(|()| frame.write(0, macs))
         .ok_or(Reason::Truncated)
 }
