@@ -28,7 +28,8 @@ fn each_balancer_that_is_compared_with_passes_everything_on() {
     if !is_privileged() {
         return;
     }
-    let peers = vec![Peer::SluiceL2, Peer::NftDnat, Peer::Haproxy, Peer::NginxStream];
+    let peers =
+        vec![Peer::SluiceL2, Peer::NftDnat, Peer::NftDnatXdp, Peer::Haproxy, Peer::NginxStream];
     let plan = PeersPlan { peers: peers.clone(), rounds: 1, time: Duration::from_secs(1) };
     let report = run(&plan, &mut |_| {}).unwrap();
     for peer in peers {
