@@ -49,7 +49,7 @@ mod tests {
         settings.tick_shift = 10;
         let chosen = |tick: u32| longer(&settings, tick << 10);
         assert_eq!(chosen(1100), Some(1));
-        // Its half and its quarter seem to be ticks to come.
+        // Its half seems to be a tick to come, and its quarter soon would.
         assert_eq!(chosen(1012), Some(3));
     }
 }
