@@ -1,7 +1,8 @@
 //! The flow table: which backend has this connection?
 //!
-//! A set-associative cache of 8-byte words, 16 to a 128-byte group, two lines of 8: the
-//! hash's bit 25 names a flow's primary line, the other ("buddy") takes its overflow.
+//! A set-associative cache of 8-byte words, 16 to a 128-byte group, two lines of 8: the hash's bits
+//! 27..24, between those of group and fingerprint, name a flow's own place, and the highest of them
+//! so its primary line; the other ("buddy") takes what overflows.
 //!
 //! ```text
 //! bits 63..28 fingerprint (of the keyed hash)   27 return   26..11 backend   10..3 tick   2..0 state
@@ -18,6 +19,8 @@
 //! that another service has by now. Of a translated flow the whole tuple is compared
 //! ([`nat`](crate::nat)); it has a second entry, marked "return", for what its backend sends.
 
+use core::ops::Range;
+
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::abi::Settings;
@@ -31,6 +34,7 @@ use entry::{FINGERPRINT_SHIFT, STATE_MASK, TICK_SHIFT, idle_limit};
 pub const GROUP: usize = 16;
 /// Words in a line.
 const LINE: usize = 8;
+const START_SHIFT: u32 = 24;
 
 /// One element of the flow table: two cache lines.
 #[derive(Clone, Copy, FromBytes, IntoBytes, Immutable, KnownLayout)]
@@ -64,10 +68,31 @@ impl Found {
     pub const NOTHING: Self = Self { index: 0, entry: Entry(0) };
 }
 
-/// First word of a flow's primary line.
+/// Where a flow is looked for: first, at turn 0, in its own place; then in those whose index differs by
+/// 1, 2, 3, ... 15 from that by `xor`: its line, then the buddy.
 #[inline(always)]
-const fn primary(hash: u64) -> usize {
-    (hash >> 22) as usize & LINE
+const fn place(hash: u64, turn: usize) -> usize {
+    ((hash >> START_SHIFT) as usize ^ turn) & (GROUP - 1)
+}
+
+/// The index of a place, in a loop: Linux 6.1 knows no bounds of a `xor` of two registers, so that the
+/// mask, which LLVM takes out of the loop, must come after it.
+#[inline(always)]
+fn masked(place: usize) -> usize {
+    #[cfg(target_arch = "bpf")]
+    {
+        let mut index = place;
+        // SAFETY: an operation on one register: no memory, no stack, no flags.
+        #[expect(unsafe_code, reason = "inline assembly is the only way past the optimiser")]
+        unsafe {
+            core::arch::asm!("{0} &= 15", inout(reg) index, options(pure, nomem, nostack));
+        }
+        index
+    }
+    #[cfg(not(target_arch = "bpf"))]
+    {
+        place & (GROUP - 1)
+    }
 }
 
 /// Which group a flow belongs to.
@@ -79,7 +104,7 @@ pub const fn group_index(hash: u64, settings: &Settings) -> u32 {
 /// Whether another word of the group than this one has the flow's fingerprint.
 #[inline(always)]
 pub fn is_elsewhere<W: Words>(group: &W, hash: u64, index: usize) -> bool {
-    // Without branches, as `best_of_line`: a mask is set where a number is below zero.
+    // Without branches, as `best_of`: a mask is set where a number is below zero.
     let mut found = 0u64;
     for place in 0..GROUP {
         let word = group.load(place);
@@ -94,42 +119,36 @@ pub fn is_elsewhere<W: Words>(group: &W, hash: u64, index: usize) -> bool {
 /// Looks a flow up in its group.
 #[inline(always)]
 pub fn find<W: Words>(group: &W, hash: u64) -> Option<Found> {
-    let first = primary(hash);
-    find_in_line(group, hash, first).or_else(|| find_in_line(group, hash, first ^ LINE))
-}
-
-/// Looks a flow up in one line, which begins at `first`.
-#[inline(always)]
-fn find_in_line<W: Words>(group: &W, hash: u64, first: usize) -> Option<Found> {
-    for place in 0..LINE {
-        let entry = Entry(group.load(first ^ place));
+    for turn in 0..GROUP {
+        let index = place(hash, turn);
+        let entry = Entry(group.load(index));
         if entry.is_marked(hash) {
             // Where it is free, it was taken for a flow whose fingerprint is zero: one in 2^36.
-            return (entry.0 & STATE_MASK != 0).then_some(Found { index: first ^ place, entry });
+            return (entry.0 & STATE_MASK != 0).then_some(Found { index, entry });
         }
     }
     None
 }
 
-/// How willingly an entry is given up, four bits for each state, state 0 in the lowest; the
+/// How willingly an entry is given up, a byte for each state, state 0 in the lowest; the
 /// higher class first, and within a class the oldest.
 ///
 /// | class | who | may be taken by |
 /// |---|---|---|
-/// | 5 | free, and all that is expired | every new flow |
+/// | 7 | free, and all that is expired | every new flow |
 /// | 4 | embryonic, reset, in time-wait | every new flow |
 /// | 3 | answered | every new flow |
 /// | 2 | closing | a flow met in the middle |
 /// | 1 | young | a flow met in the middle |
 /// | 0 | old | nobody |
-const CLASS_BY_STATE: u64 = 0x4342_0145;
-const CLASS_FREE: u64 = 5;
+const CLASS_BY_STATE: u64 = 0x0403_0402_0001_0407;
+/// All bits of a class are set.
+const CLASS_FREE: u64 = 7;
 const CLASS_ANSWERED: u64 = 3;
 const CLASS_YOUNG: u64 = 1;
 
 const SCORE_CLASS_SHIFT: u32 = 12;
 const SCORE_AGE_SHIFT: u32 = 4;
-const OWN_PLACE_SHIFT: u32 = 61;
 
 /// All ones if the top bit is set, else zero.
 ///
@@ -154,39 +173,33 @@ fn sign_mask(x: u64) -> u64 {
     }
 }
 
-/// Class, age and index of a word, comparable as one number. Of free ones the first is best, so that
-/// it is found soon; of others, alike, the first from the flow's own place on, so that in a flood not
-/// all newcomers drive each other from the same.
+/// Class, age and turn of a word, comparable as one number: of words that are alike, the first that
+/// a flow comes by is best. Then it is found soon, and in a flood not all newcomers drive each other from
+/// the same place.
 #[inline(always)]
-fn score(word: u64, index: usize, hash: u64, tick: u8, settings: &Settings) -> u64 {
-    let age = u64::from(tick.wrapping_sub((word >> TICK_SHIFT) as u8));
-    let age = age & !sign_mask(u64::from(AHEAD - 1).wrapping_sub(age));
-    let expired = sign_mask(idle_limit(word, settings).wrapping_sub(age));
-    let class = CLASS_BY_STATE >> ((word & STATE_MASK) * 4) & 0x7;
-    let class = class & !expired | CLASS_FREE & expired;
-    let place = (index ^ (GROUP - 1)) as u64 ^ own_place(hash, class);
-    class << SCORE_CLASS_SHIFT | age << SCORE_AGE_SHIFT | place
+fn score(word: u64, turn: usize, tick: u8, settings: &Settings) -> u64 {
+    // Counted from the earliest tick that is still ahead, so that those are the least.
+    const BEHIND: u64 = 256 - AHEAD as u64;
+    let age = (u64::from(tick) + BEHIND).wrapping_sub(word >> TICK_SHIFT) & 0xff;
+    let expired = sign_mask((idle_limit(word, settings) + BEHIND).wrapping_sub(age));
+    let class = CLASS_BY_STATE >> ((word & STATE_MASK) * 8) & CLASS_FREE;
+    let class = class | expired & CLASS_FREE;
+    class << SCORE_CLASS_SHIFT | age << SCORE_AGE_SHIFT | (GROUP - 1 - turn) as u64
 }
 
-/// By what a flow's order of places in a line differs from their own.
+/// The best place for a new flow among those whose turns these are.
 #[inline(always)]
-fn own_place(hash: u64, class: u64) -> u64 {
-    hash >> OWN_PLACE_SHIFT & (LINE as u64 - 1) & sign_mask(class.wrapping_sub(CLASS_FREE))
-}
-
-/// The best place for a new flow in one line.
-#[inline(always)]
-fn best_of_line<W: Words>(
+fn best_of<W: Words>(
     group: &W,
-    first: usize,
-    hash: u64,
+    turns: Range<usize>,
+    own: usize,
     tick: u8,
     settings: &Settings,
 ) -> u64 {
     let mut best = 0u64;
-    for place in 0..LINE {
-        let index = first ^ place;
-        let candidate = score(group.load(index), index, hash, tick, settings);
+    for turn in turns {
+        let word = group.load(masked(own ^ turn));
+        let candidate = score(word, turn, tick, settings);
         let difference = best.wrapping_sub(candidate);
         best = best.wrapping_sub(difference & sign_mask(difference));
     }
@@ -208,19 +221,19 @@ pub fn insert<W: Words>(
 ) -> Option<usize> {
     // A flood of SYNs may only take from its own kind.
     let lowest = if state as u8 == State::Embryonic as u8 { CLASS_ANSWERED } else { CLASS_YOUNG };
-    let first = primary(hash);
-    let mut best = best_of_line(group, first, hash, tick, settings);
-    if best >> SCORE_CLASS_SHIFT < CLASS_FREE {
-        let buddy = best_of_line(group, first ^ LINE, hash, tick, settings);
-        if buddy >> SCORE_CLASS_SHIFT > best >> SCORE_CLASS_SHIFT {
+    let own = place(hash, 0);
+    let mut best = best_of(group, 0..LINE, own, tick, settings);
+    let class = best >> SCORE_CLASS_SHIFT;
+    if class < CLASS_FREE {
+        let buddy = best_of(group, LINE..GROUP, own, tick, settings);
+        if buddy >> SCORE_CLASS_SHIFT > class {
             best = buddy;
         }
     }
-    let place = best ^ own_place(hash, best >> SCORE_CLASS_SHIFT);
-    let index = !place as usize & (GROUP - 1);
+    let index = masked(own ^ !best as usize);
     // The word may have changed since it was scored: what counts is what the exchange finds.
     let seen = group.load(index);
-    let class = score(seen, index, hash, tick, settings) >> SCORE_CLASS_SHIFT;
+    let class = score(seen, 0, tick, settings) >> SCORE_CLASS_SHIFT;
     if class < lowest {
         evicted(State::Free);
         return None;

@@ -244,10 +244,10 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
     let Some(group) = tables.flow_group(flow::group_index(hash, settings)) else {
         return Verdict::Leave(Reason::NotReady);
     };
-    let found = flow::find(&group, hash);
-    if let Some(Found { index, entry }) = found
-        && entry.is_settled(segment.flags, flow::tick_of(settings, now))
-    {
+    // What is free is never settled.
+    let found = flow::find(&group, hash).unwrap_or(Found::NOTHING);
+    let Found { index, entry } = found;
+    if entry.is_settled(segment.flags, flow::tick_of(settings, now)) {
         let word = flow::group_index(hash, settings) * flow::GROUP as u32 + index as u32;
         match owner(segment, tables, entry) {
             Owner::Lives(backend) => {
@@ -259,7 +259,6 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
             Owner::Gone | Owner::Absent | Owner::Stranger => {}
         }
     }
-    let found = found.unwrap_or(Found::NOTHING);
     let Some(macs) = frame.read::<l2::Words>(0) else {
         return Verdict::Leave(Reason::Runt);
     };

@@ -82,13 +82,10 @@ impl Kernel {
 pub struct Group(*mut u64);
 
 impl Group {
-    /// A word, by the line it is in and its place there: a walk along a line then is one pointer
-    /// and constants.
     #[inline(always)]
     fn word(&self, index: usize) -> *mut u64 {
-        const LINE: usize = GROUP / 2;
         // SAFETY: the element holds `GROUP` words.
-        unsafe { self.0.add(index & LINE).add(index & (LINE - 1)) }
+        unsafe { self.0.add(index & (GROUP - 1)) }
     }
 }
 

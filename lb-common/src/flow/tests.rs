@@ -18,7 +18,7 @@ fn group() -> Vec<AtomicU64> {
 
 /// A hash with this fingerprint, whose primary line is the first or the second.
 fn hash(fingerprint: u64, second_line: bool) -> u64 {
-    fingerprint << FINGERPRINT_SHIFT | u64::from(second_line) << 25
+    fingerprint << FINGERPRINT_SHIFT | u64::from(second_line) << 27
 }
 
 const NOW: u8 = 100;

@@ -161,7 +161,7 @@ proptest! {
     ) {
         let settings = Settings { idle_ticks, ..settings() };
         let entry = Entry(word);
-        let class = score(word, 0, 0, tick, &settings) >> SCORE_CLASS_SHIFT;
+        let class = score(word, 0, tick, &settings) >> SCORE_CLASS_SHIFT;
         if entry.is_expired(tick, &settings) {
             prop_assert_eq!(class, CLASS_FREE);
         } else {
@@ -188,7 +188,7 @@ fn a_flow_that_was_seen_in_a_later_tick_is_not_expired() {
             let entry = Entry::new(hash(9, false), 77, NOW + ahead, state);
             assert!(!entry.is_expired(NOW, &settings), "{state:?}, {ahead} ticks ahead");
             assert!(matches!(entry.next(Kind::Ack, NOW, &settings), Step::Keep(_)));
-            let class = score(entry.0, 0, 0, NOW, &settings) >> SCORE_CLASS_SHIFT;
+            let class = score(entry.0, 0, NOW, &settings) >> SCORE_CLASS_SHIFT;
             assert_ne!(class, CLASS_FREE, "{state:?}, {ahead} ticks ahead");
         }
     }

@@ -3,6 +3,7 @@
 use core::cell::Cell;
 
 use super::*;
+use crate::host::Random;
 
 #[test]
 fn a_flow_is_found_in_either_line_and_its_primary_line_first() {
@@ -25,6 +26,26 @@ fn a_flow_is_found_in_either_line_and_its_primary_line_first() {
     }
 }
 
+/// From its own place on, so that most flows are found at the first look.
+#[test]
+fn a_flow_tries_the_places_of_its_line_from_its_own_on() {
+    let settings = settings();
+    for own in 0..LINE as u64 {
+        for second_line in [false, true] {
+            let group = group();
+            let flow = |number| hash(number, second_line) | own << START_SHIFT;
+            let line = LINE * usize::from(second_line);
+            for turn in 0..GROUP as u64 {
+                let hash = flow(turn);
+                let place = insert(&group, hash, 1, NOW, State::Old, &settings, |_| ());
+                let expected = line ^ own as usize ^ turn as usize;
+                assert_eq!(place, Some(expected), "own place {own}, turn {turn}");
+                assert_eq!(find(&group, hash).map(|found| found.index), place);
+            }
+        }
+    }
+}
+
 #[test]
 fn a_free_word_is_nobodys_flow() {
     let group = group();
@@ -39,14 +60,13 @@ fn a_free_word_is_nobodys_flow() {
 fn newcomers_to_a_full_group_leave_each_other_alone() {
     let settings = settings();
     let mut left = 0;
-    for round in 0..100u64 {
+    let mut random = Random(1);
+    for _ in 0..100 {
         let group = group();
         let put =
             |hash| insert(&group, hash, 1, NOW, State::Embryonic, &settings, |_| ()).is_some();
-        let hashes = |first: u64| (first..).map(|number| crate::hash::next(round << 32 | number));
-        assert!(hashes(1).take(100).all(put));
-        let mut newcomers = hashes(1000);
-        let [first, second] = [newcomers.next(), newcomers.next()].map(Option::unwrap);
+        assert!((0..100).all(|_| put(random.word())));
+        let [first, second] = [random.word(), random.word()];
         assert!(put(first) && put(second));
         left += usize::from(find(&group, first).is_some());
     }
@@ -166,6 +186,18 @@ fn the_least_worthy_entry_gives_way() {
             "o1 o1 o1 e17 o1 o1 o1 o1 | - - - - - - - -",
             Some(3),
             Some(3),
+        ),
+        (
+            "expired in the buddy line, too",
+            "o1 o1 o1 y1 o1 o1 o1 o1 | o1 o1 o1 o1 o1 o1 e17 o1",
+            Some(14),
+            Some(14),
+        ),
+        (
+            "rather than an embryonic one, too",
+            "o1 o1 o1 e1 o1 o1 o1 o1 | o1 o1 o1 o1 o1 o1 e17 o1",
+            Some(14),
+            Some(14),
         ),
     ];
     let settings = settings();

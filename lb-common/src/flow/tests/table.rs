@@ -63,6 +63,11 @@ fn half_full(random: &mut Random, groups: usize) -> (Table, Vec<u64>) {
     // FLOW_TABLE, §4: at a load of one half 0.08 % find no place.
     let share = resident.len() as f64 / flows.len() as f64;
     assert!(share > 0.998, "{:.3} % of the flows found a place", share * 100.0);
+    let is_at_home = |flow: &&u64| {
+        find(table.group(**flow), **flow).map(|found| found.index) == Some(place(**flow, 0))
+    };
+    let at_home = resident.iter().filter(is_at_home).count() as f64 / resident.len() as f64;
+    assert!(at_home > 0.7, "{:.1} % of the flows are in their own places", at_home * 100.0);
     (table, resident)
 }
 
