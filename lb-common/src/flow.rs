@@ -101,6 +101,13 @@ pub const fn group_index(hash: u64, settings: &Settings) -> u32 {
     hash as u32 & settings.flow_mask
 }
 
+/// The word where a flow is looked for first: three of four are there in a table that is half full, and
+/// a new flow gets it unless another of its line is worth less.
+#[inline(always)]
+pub const fn first_word(hash: u64, settings: &Settings) -> u32 {
+    group_index(hash, settings) * GROUP as u32 + place(hash, 0) as u32
+}
+
 /// Whether another word of the group than this one has the flow's fingerprint.
 #[inline(always)]
 pub fn is_elsewhere<W: Words>(group: &W, hash: u64, index: usize) -> bool {
@@ -119,12 +126,18 @@ pub fn is_elsewhere<W: Words>(group: &W, hash: u64, index: usize) -> bool {
 /// Looks a flow up in its group.
 #[inline(always)]
 pub fn find<W: Words>(group: &W, hash: u64) -> Option<Found> {
+    find_marked(group, hash).filter(|found| !found.entry.is_free())
+}
+
+/// The first word with a flow's fingerprint: the flow's, or a free one that was taken for a flow whose
+/// fingerprint is zero, one in 2^36.
+#[inline(always)]
+pub fn find_marked<W: Words>(group: &W, hash: u64) -> Option<Found> {
     for turn in 0..GROUP {
         let index = place(hash, turn);
         let entry = Entry(group.load(index));
         if entry.is_marked(hash) {
-            // Where it is free, it was taken for a flow whose fingerprint is zero: one in 2^36.
-            return (entry.0 & STATE_MASK != 0).then_some(Found { index, entry });
+            return Some(Found { index, entry });
         }
     }
     None

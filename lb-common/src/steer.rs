@@ -241,24 +241,36 @@ pub fn steer<'t, F: Frame, T: Stages<F>>(
         return Verdict::Leave(Reason::NotReady);
     };
     let hash = hash::of_flow(segment, &settings.hash_keys);
+    // Records are far away. They are asked for as soon as it is guessed that they will be, so that
+    // they come while the flow's word does; a new flow mostly gets its own place.
+    if matches!(Kind::of(segment.flags), Kind::Syn) {
+        tables.expect_record(flow::first_word(hash, settings));
+    }
     let Some(group) = tables.flow_group(flow::group_index(hash, settings)) else {
         return Verdict::Leave(Reason::NotReady);
     };
+    let found = flow::find_marked(&group, hash);
     // What is free is never settled.
-    let found = flow::find(&group, hash).unwrap_or(Found::NOTHING);
-    let Found { index, entry } = found;
-    if entry.is_settled(segment.flags, flow::tick_of(settings, now)) {
+    if let Some(Found { index, entry }) = found
+        && entry.is_settled(segment.flags, flow::tick_of(settings, now))
+    {
         let word = flow::group_index(hash, settings) * flow::GROUP as u32 + index as u32;
         match owner(segment, tables, entry) {
             Owner::Lives(backend) => {
+                if nat::translates(backend) {
+                    tables.expect_record(word);
+                }
                 return Verdict::Forward { backend, index: entry.backend(), word, hash };
             }
             Owner::Answers(backend) => {
+                tables.expect_record(word);
+                tables.expect_hop(word);
                 return Verdict::Return { backend, index: entry.backend(), word, hash };
             }
             Owner::Gone | Owner::Absent | Owner::Stranger => {}
         }
     }
+    let found = found.filter(|found| !found.entry.is_free()).unwrap_or(Found::NOTHING);
     let Some(macs) = frame.read::<l2::Words>(0) else {
         return Verdict::Leave(Reason::Runt);
     };

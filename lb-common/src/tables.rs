@@ -36,6 +36,15 @@ pub trait Tables {
     /// Writes a flow's record; `index` counts words of the flow table.
     fn record_flow(&self, index: u32, record: FlowRecord);
 
+    /// Begins to fetch this record into the cache; whoever reads or writes it later then waits less.
+    /// A wrong guess costs time and nothing else.
+    #[inline(always)]
+    fn expect_record(&self, _index: u32) {}
+
+    /// The same with what [`Self::hop`] tells.
+    #[inline(always)]
+    fn expect_hop(&self, _index: u32) {}
+
     /// The record of the flow in this word; of a word that others write meanwhile it may be another
     /// flow's, or a mixture.
     fn flow_record(&self, index: u32) -> Option<FlowRecord>;

@@ -160,6 +160,22 @@ impl Tables for Kernel {
     }
 
     #[inline(always)]
+    fn expect_record(&self, index: u32) {
+        if let Some(record) = maps::FLOW_RECORDS.get_ptr(index) {
+            // SAFETY: the element is a `FlowRecord`, which begins with an aligned word.
+            unsafe { record.cast::<u64>().read_volatile() };
+        }
+    }
+
+    #[inline(always)]
+    fn expect_hop(&self, index: u32) {
+        if let Some(hop) = maps::NAT_HOPS.get_ptr(index) {
+            // SAFETY: the element is a `NatHop`, which begins with an aligned word.
+            unsafe { hop.cast::<u64>().read_volatile() };
+        }
+    }
+
+    #[inline(always)]
     fn flow_record(&self, index: u32) -> Option<FlowRecord> {
         let record = maps::FLOW_RECORDS.get_ptr(index)?.cast::<[u64; RECORD]>();
         // SAFETY: the element is a `FlowRecord`, of so many words. Volatile, because who reads it

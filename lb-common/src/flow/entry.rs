@@ -201,6 +201,12 @@ impl Entry {
         u64::from(self.age(tick)) > idle_limit(self.0, settings)
     }
 
+    /// Whether it is nobody's.
+    #[inline(always)]
+    pub const fn is_free(self) -> bool {
+        self.0 & STATE_MASK == 0
+    }
+
     /// Whether the fingerprint is the hash's: a free entry's may be, too.
     #[inline(always)]
     pub(crate) const fn is_marked(self, hash: u64) -> bool {
