@@ -22,6 +22,8 @@ mod probes;
 mod reading;
 pub(crate) mod run;
 pub(crate) mod segment;
+#[cfg(test)]
+mod stack;
 mod tracer;
 pub mod upgrade;
 
