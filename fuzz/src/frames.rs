@@ -8,8 +8,9 @@
 use std::ops::Range;
 
 use lb_common::{
-    abi::{Backend, PROBE_HOST_MAC, PROBE_PEER_MAC, Traffic},
+    abi::{Backend, PROBE_HOST_MAC, PROBE_PEER_MAC},
     address::Address,
+    counters::Traffic,
     flow::Kind,
     forward::{Action, Forwarding},
     frame::{Frame as _, HostFrame},

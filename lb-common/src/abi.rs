@@ -17,7 +17,7 @@ pub use places::{ALONE, ELSEWHERE, FIRST, FORWARDED, Interfaces, SEVERAL};
 
 /// Changes with any change of a map's name, capacity, key or value below, and of what a value
 /// means: of the hash that flows are found by, of a VIP's place in the filter.
-pub const ABI_VERSION: u32 = 6;
+pub const ABI_VERSION: u32 = 7;
 
 /// How many of each thing one instance can hold.
 pub mod capacity {
@@ -75,12 +75,14 @@ pub mod map {
     /// Array of maps, by service index: an array of [`SlotLine`](super::SlotLine) each.
     pub const SLOTS: &str = "SLOTS";
     /// Array, mmapable, of [`Backend`](super::Backend), by backend index. Nobody maps it: the kernel
-    /// lays out the values of such an array from the beginning of a page on, so each is one line.
+    /// lays out the values of such an array from the beginning of a page on, so two are one line.
     pub const BACKENDS: &str = "BACKENDS";
     /// Array of [`Egress`](super::Egress).
     pub const EGRESSES: &str = "EGRESSES";
-    /// Per-CPU array of chunks of [`Traffic`](super::Traffic), by backend index.
+    /// Per-CPU array of chunks of [`Carried`](super::Carried), by backend index: to it.
     pub const TRAFFIC: &str = "TRAFFIC";
+    /// The same of what comes back from it through here.
+    pub const RETURNS: &str = "RETURNS";
     /// Per-CPU array of chunks of [`Events`](super::Events), by backend index.
     pub const EVENTS: &str = "EVENTS";
     /// Per-CPU array of [`ReasonCounts`](super::ReasonCounts), by an interface's place in
@@ -105,7 +107,7 @@ pub mod map {
     pub const NAT_HOPS: &str = "NAT_HOPS";
 
     /// Every map of the kernel program.
-    pub const ALL: [&str; 18] = [
+    pub const ALL: [&str; 19] = [
         GLOBALS,
         VIPS,
         FLOWS,
@@ -116,6 +118,7 @@ pub mod map {
         BACKENDS,
         EGRESSES,
         TRAFFIC,
+        RETURNS,
         EVENTS,
         REASONS,
         EVICTIONS,
@@ -228,7 +231,7 @@ pub struct ServiceKey {
 )]
 #[repr(C)]
 pub struct Service {
-    /// The VIP.
+    /// The VIP; compared after a hit in the flow table, as is its port.
     pub address: Address,
     /// As in [`ServiceKey::port`].
     pub port: [u8; 2],
@@ -283,7 +286,8 @@ pub type SlotLine = [u16; capacity::SLOTS_PER_LINE];
 /// as [`SlotLine`] is.
 pub type ProbeLine = [u16; capacity::PROBES_PER_LINE];
 
-/// A backend, by index: one cache line, all that a known flow's packet needs.
+/// A backend, by index: half a cache line. With many backends, their records are what no cache holds,
+/// so that what a known flow's packet is compared with stands in its [`Service`], which is one of few.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
@@ -303,10 +307,6 @@ pub struct Backend {
     pub state: u8,
     /// [`Forwarding`](crate::forward::Forwarding) as a number.
     pub forwarding: u8,
-    /// Its service's identity; compared after a hit in the flow table.
-    pub vip: ServiceKey,
-    /// Zero.
-    pub reserved: u64,
 }
 
 /// A MAC address and the index of an [`Egress`], in one word: both change at once, so that no
@@ -401,27 +401,16 @@ pub struct NatHop {
     pub ifindex: u32,
 }
 
-/// Traffic of one backend on one CPU.
+/// What was forwarded of one backend, in one direction, on one CPU.
 #[derive(
     Clone, Copy, PartialEq, Eq, Debug, Default, FromBytes, IntoBytes, Immutable, KnownLayout,
 )]
 #[repr(C)]
-pub struct Traffic {
-    /// Frames forwarded to it.
+pub struct Carried {
+    /// Frames.
     pub packets: u64,
     /// Their bytes, as received: Ethernet header included, tunnel header not.
     pub bytes: u64,
-    /// Frames forwarded from it to its clients, where they come through here.
-    pub return_packets: u64,
-    /// Their bytes, as received.
-    pub return_bytes: u64,
-}
-
-impl Traffic {
-    /// Frames forwarded in either direction.
-    pub const fn forwarded(&self) -> u64 {
-        self.packets + self.return_packets
-    }
 }
 
 /// Rare happenings of one backend on one CPU, by [`counters::Event`].
@@ -458,8 +447,8 @@ impl HandshakeTimes {
     }
 }
 
-/// One element of `TRAFFIC`.
-pub type TrafficChunk = [Traffic; capacity::COUNTERS_PER_CHUNK];
+/// One element of `TRAFFIC`, and of `RETURNS`.
+pub type CarriedChunk = [Carried; capacity::COUNTERS_PER_CHUNK];
 /// One element of `EVENTS`.
 pub type EventsChunk = [Events; capacity::COUNTERS_PER_CHUNK];
 /// An element of `REASONS`: frames of one place that were not forwarded, by reason, and at
@@ -476,11 +465,11 @@ const _: () = {
     assert!(size_of::<ServiceKey>() == 24);
     assert!(size_of::<Service>() == 32);
     assert!(size_of::<SlotLine>() == 64);
-    assert!(size_of::<Backend>() == 64);
+    assert!(size_of::<Backend>() == 32);
     assert!(size_of::<Egress>() == 40);
     assert!(size_of::<FlowRecord>() == 32);
     assert!(size_of::<NatHop>() == 16);
-    assert!(size_of::<TrafficChunk>() <= 32 << 10);
+    assert!(size_of::<CarriedChunk>() <= 32 << 10);
     assert!(size_of::<flow::Group>() == 128);
     assert!(size_of::<Events>() == 216);
     assert!(size_of::<EventsChunk>() <= 32 << 10);

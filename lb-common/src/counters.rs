@@ -1,11 +1,39 @@
-//! The one list of what is counted per backend beside its traffic.
-//!
-//! Packets and bytes are counted on every packet ([`Traffic`](crate::abi::Traffic));
-//! everything here only when it happens.
+//! What is counted per backend: its traffic, on every packet, and the one list of everything else,
+//! only when it happens.
 //!
 //! Of backends that answer their clients directly only the client's packets are seen: that a
 //! handshake was completed is told by the client's first ACK. Where the answers come through here
 //! (`nat`), a handshake is the backend's SYN-ACK, and its time the backend's own.
+
+use crate::abi::Carried;
+
+/// Traffic of one backend, both directions together.
+#[derive(Clone, Copy, PartialEq, Eq, Debug, Default)]
+pub struct Traffic {
+    /// Frames forwarded to it.
+    pub packets: u64,
+    /// Their bytes, as received: Ethernet header included, tunnel header not.
+    pub bytes: u64,
+    /// Frames forwarded from it to its clients, where they come through here.
+    pub return_packets: u64,
+    /// Their bytes, as received.
+    pub return_bytes: u64,
+}
+
+impl Traffic {
+    /// Adds what one CPU has forwarded to the backend, and from it.
+    pub const fn add(&mut self, to: &Carried, from: &Carried) {
+        self.packets += to.packets;
+        self.bytes += to.bytes;
+        self.return_packets += from.packets;
+        self.return_bytes += from.bytes;
+    }
+
+    /// Frames forwarded in either direction.
+    pub const fn forwarded(&self) -> u64 {
+        self.packets + self.return_packets
+    }
+}
 
 /// Something that happened to a flow of a backend.
 #[derive(Clone, Copy, PartialEq, Eq, Debug)]

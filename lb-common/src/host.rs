@@ -19,10 +19,10 @@ use zerocopy::FromZeros as _;
 use crate::{
     abi::{
         ABI_VERSION, ALONE, Backend, Egress, FlowRecord, HandshakeTimes, Interfaces, NatHop,
-        SEVERAL, Service, ServiceKey, Settings, Traffic, VipFilter,
+        SEVERAL, Service, ServiceKey, Settings, VipFilter,
     },
     address::Address,
-    counters::{Event, HANDSHAKE_BUCKETS},
+    counters::{Event, HANDSHAKE_BUCKETS, Traffic},
     flow::{self, Entry, GROUP, State, Words},
     frame::Frame,
     hash, limit, nat,
@@ -122,7 +122,7 @@ impl Counted {
 
     /// Frames that were forwarded.
     pub fn packets(&self) -> u64 {
-        self.traffic.values().map(|traffic| traffic.packets + traffic.return_packets).sum()
+        self.traffic.values().map(Traffic::forwarded).sum()
     }
 }
 

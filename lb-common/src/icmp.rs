@@ -203,7 +203,8 @@ fn find<T: Tables>(tables: &T, error: &Error, destination: Address) -> Option<Qu
     if found.entry.is_return() {
         return Some(Quoted(place | Quoted::TRANSLATED | Quoted::RETURN));
     }
-    if !service::is_at(&backend.vip, sent.destination, sent.ports.destination) {
+    let vip = service::of_backend(tables, backend)?;
+    if !service::is_at(&vip, sent.destination, sent.ports.destination) {
         return None;
     }
     let translated = if nat::translates(backend) { Quoted::TRANSLATED } else { 0 };

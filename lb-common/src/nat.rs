@@ -180,7 +180,7 @@ pub fn homeward<T: Tables>(
     hash: u64,
 ) -> Option<Tuple> {
     let record = record_of(tables, word, hash, |record| sent.is_of_return(record, tables))?;
-    Some(Tuple::of_client(&record, &backend.vip).turned())
+    Some(Tuple::of_client(&record, &service::of_backend(tables, backend)?).turned())
 }
 
 /// What a self-test's tuple would become; it has no flow.

@@ -43,7 +43,7 @@ pub fn send<F: Frame, T: Stages<F>>(frame: &mut F, tables: &T) -> Action {
 fn forward<F: Frame, T: Stages<F>>(frame: &mut F, segment: &Segment, tables: &T) -> Option<Action> {
     let settings = tables.settings()?;
     let (index, backend) = target(tables, segment.ports.source)?;
-    if !service::is_for(segment, &backend.vip) {
+    if !service::is_for(segment, &service::of_backend(tables, backend)?) {
         return None;
     }
     // Who is reached by translation has no VIP to be asked at.
@@ -80,7 +80,8 @@ fn target<T: Tables>(tables: &T, port: [u8; 2]) -> Option<(u16, &Backend)> {
 pub fn is_answer<T: Tables>(segment: &Segment, tables: &T, settings: &Settings) -> bool {
     settings.probe_interface != 0
         && target(tables, segment.ports.destination)
-            .is_some_and(|(_, asked)| service::is_from(segment, &asked.vip))
+            .and_then(|(_, asked)| service::of_backend(tables, asked))
+            .is_some_and(|asked| service::is_from(segment, &asked))
         && tables.is_probe_source(segment.destination)
 }
 

@@ -1,7 +1,7 @@
 //! Which service, if any, is a packet for? And small enumerations of services and backends.
 
 use crate::{
-    abi::{ServiceKey, capacity::FILTER_WORDS},
+    abi::{Backend, Service, ServiceKey, capacity::FILTER_WORDS},
     address::Address,
     parse::Segment,
     tables::Tables,
@@ -79,6 +79,12 @@ pub fn key_of(address: Address, port: [u8; 2]) -> ServiceKey {
     let [p, q] = port;
     // As words: by its fields it would be put together with a call of `memset`.
     zerocopy::transmute!([a, b, u64::from_ne_bytes([p, q, wire::TCP, 0, 0, 0, 0, 0])])
+}
+
+/// The identity of the service that a backend is one of.
+#[inline(always)]
+pub fn of_backend<T: Tables>(tables: &T, backend: &Backend) -> Option<ServiceKey> {
+    tables.service(backend.service).map(Service::key)
 }
 
 /// Index of the service that new flows to an address and port are for: the one that has this very

@@ -330,7 +330,10 @@ fn owner<'t, T: Tables>(segment: &Segment, tables: &'t T, entry: Entry) -> Owner
     if matches!(state, BackendState::Absent) {
         return Owner::Absent;
     }
-    let is_for = service::is_for(segment, &backend.vip);
+    let Some(vip) = service::of_backend(tables, backend) else {
+        return Owner::Stranger;
+    };
+    let is_for = service::is_for(segment, &vip);
     if !(is_for || entry.is_return() && nat::is_from(segment, backend)) {
         Owner::Stranger
     } else if !state.forwards() {

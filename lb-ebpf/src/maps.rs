@@ -6,9 +6,9 @@ use aya_ebpf::{
 };
 use lb_common::{
     abi::{
-        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, Backend, Egress, EventsChunk, EvictionCounts,
-        FlowRecord, Globals, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey,
-        SlotLine, TrafficChunk, capacity,
+        BPF_F_MMAPABLE, BPF_F_NO_PREALLOC, Backend, CarriedChunk, Egress, EventsChunk,
+        EvictionCounts, FlowRecord, Globals, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service,
+        ServiceKey, SlotLine, capacity,
     },
     address::Address,
     flow::{GROUP, Group},
@@ -20,6 +20,9 @@ use lb_common::{
 /// A service's Maglev table. Other lengths may stand in its place.
 pub type SlotLines =
     Array<SlotLine, { (DEFAULT_SLOTS as usize).div_ceil(capacity::SLOTS_PER_LINE) }, SLOT_FLAGS>;
+
+/// Traffic of backends in one direction.
+pub type Carried = PerCpuArray<CarriedChunk, { capacity::COUNTER_CHUNKS }>;
 
 #[btf_map]
 pub static GLOBALS: Array<Globals, 1, BPF_F_MMAPABLE> = Array::new();
@@ -50,7 +53,10 @@ pub static BACKENDS: Array<Backend, { capacity::BACKENDS }, BPF_F_MMAPABLE> = Ar
 pub static EGRESSES: Array<Egress, { capacity::EGRESSES }> = Array::new();
 
 #[btf_map]
-pub static TRAFFIC: PerCpuArray<TrafficChunk, { capacity::COUNTER_CHUNKS }> = PerCpuArray::new();
+pub static TRAFFIC: Carried = PerCpuArray::new();
+
+#[btf_map]
+pub static RETURNS: Carried = PerCpuArray::new();
 
 #[btf_map]
 pub static EVENTS: PerCpuArray<EventsChunk, { capacity::COUNTER_CHUNKS }> = PerCpuArray::new();

@@ -78,6 +78,19 @@ impl Kernel {
     }
 }
 
+/// Counts a frame of this many bytes to or from a backend.
+#[inline(always)]
+fn count(carried: &maps::Carried, backend: u16, bytes: u64) {
+    let index = usize::from(backend);
+    let per_chunk = capacity::COUNTERS_PER_CHUNK;
+    if let Some(chunk) = carried.get_ptr_mut((index / per_chunk) as u32) {
+        // SAFETY: the index is below the chunk's length, and no other CPU has this chunk.
+        let carried = unsafe { &mut (*chunk)[index % per_chunk] };
+        carried.packets += 1;
+        carried.bytes += bytes;
+    }
+}
+
 /// A group of the flow table, shared with all CPUs and with the daemon.
 pub struct Group(*mut u64);
 
@@ -266,14 +279,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn count_traffic(&self, backend: u16, bytes: u64) {
-        let index = usize::from(backend);
-        let per_chunk = capacity::COUNTERS_PER_CHUNK;
-        if let Some(chunk) = maps::TRAFFIC.get_ptr_mut((index / per_chunk) as u32) {
-            // SAFETY: the index is below the chunk's length, and no other CPU has this chunk.
-            let traffic = unsafe { &mut (*chunk)[index % per_chunk] };
-            traffic.packets += 1;
-            traffic.bytes += bytes;
-        }
+        count(&maps::TRAFFIC, backend, bytes);
         // What goes to nobody is a self-test.
         if self.place != ALONE && backend != 0 {
             self.count_at_place(FORWARDED);
@@ -283,14 +289,7 @@ impl Tables for Kernel {
 
     #[inline(always)]
     fn count_return(&self, backend: u16, bytes: u64) {
-        let index = usize::from(backend);
-        let per_chunk = capacity::COUNTERS_PER_CHUNK;
-        if let Some(chunk) = maps::TRAFFIC.get_ptr_mut((index / per_chunk) as u32) {
-            // SAFETY: as above.
-            let traffic = unsafe { &mut (*chunk)[index % per_chunk] };
-            traffic.return_packets += 1;
-            traffic.return_bytes += bytes;
-        }
+        count(&maps::RETURNS, backend, bytes);
         if self.place != ALONE {
             self.count_at_place(FORWARDED);
         }
@@ -302,7 +301,7 @@ impl Tables for Kernel {
         let index = usize::from(backend);
         let per_chunk = capacity::COUNTERS_PER_CHUNK;
         if let Some(chunk) = maps::EVENTS.get_ptr_mut((index / per_chunk) as u32) {
-            // SAFETY: as above; an event's number is below `EVENTS`.
+            // SAFETY: as in `count`; an event's number is below `EVENTS`.
             let counts = unsafe { &mut (*chunk)[index % per_chunk].counts };
             counts[event as usize % EVENTS] += 1;
         }
@@ -314,7 +313,7 @@ impl Tables for Kernel {
         let index = usize::from(backend);
         let per_chunk = capacity::COUNTERS_PER_CHUNK;
         if let Some(chunk) = maps::EVENTS.get_ptr_mut((index / per_chunk) as u32) {
-            // SAFETY: as above.
+            // SAFETY: as in `count`.
             let events = unsafe { &mut (*chunk)[index % per_chunk] };
             events.counts[Event::Handshake as usize] += 1;
             events.handshakes.add(jiffies);

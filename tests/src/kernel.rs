@@ -17,14 +17,14 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        ALONE, Backend, Egress, EventsChunk, EvictionCounts, FORWARDED, FlowRecord, Globals,
-        HandshakeTimes, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey, SlotLine,
-        Traffic, TrafficChunk,
+        ALONE, Backend, CarriedChunk, Egress, EventsChunk, EvictionCounts, FORWARDED, FlowRecord,
+        Globals, HandshakeTimes, NatHop, ProbeLine, ReasonCounts, SLOT_FLAGS, Service, ServiceKey,
+        SlotLine,
         capacity::{COUNTERS_PER_CHUNK, PLACES, PROBES_PER_LINE, SLOTS_PER_LINE},
         map,
     },
     address::Address,
-    counters::Event,
+    counters::{Event, Traffic},
     flow::{GROUP, State},
     frame::HostFrame,
     host::{self, Counted, HostTables},
@@ -66,7 +66,8 @@ pub struct Kernel {
     slots: ArrayOfMaps<MapData, Array<MapData, Raw<SlotLine>>>,
     backends: Array<MapData, Raw<Backend>>,
     egresses: Array<MapData, Raw<Egress>>,
-    traffic: PerCpuArray<MapData, Raw<TrafficChunk>>,
+    traffic: PerCpuArray<MapData, Raw<CarriedChunk>>,
+    returns: PerCpuArray<MapData, Raw<CarriedChunk>>,
     events: PerCpuArray<MapData, Raw<EventsChunk>>,
     reasons: PerCpuArray<MapData, Raw<ReasonCounts>>,
     evictions: PerCpuArray<MapData, Raw<EvictionCounts>>,
@@ -170,6 +171,7 @@ impl Kernel {
             backends: take!(map::BACKENDS),
             egresses: take!(map::EGRESSES),
             traffic: take!(map::TRAFFIC),
+            returns: take!(map::RETURNS),
             events: take!(map::EVENTS),
             reasons: take!(map::REASONS),
             evictions: take!(map::EVICTIONS),
@@ -437,13 +439,11 @@ impl Kernel {
         // A test has a few backends.
         for chunk in 0..CHUNKS {
             let first = (chunk as usize * COUNTERS_PER_CHUNK) as u16;
-            for Raw(row) in self.traffic.get(&chunk, 0).context("read TRAFFIC")?.iter() {
-                for (backend, traffic) in (first..).zip(row) {
-                    let sum = counted.traffic.entry(backend).or_default();
-                    sum.packets += traffic.packets;
-                    sum.bytes += traffic.bytes;
-                    sum.return_packets += traffic.return_packets;
-                    sum.return_bytes += traffic.return_bytes;
+            let to = self.traffic.get(&chunk, 0).context("read TRAFFIC")?;
+            let from = self.returns.get(&chunk, 0).context("read RETURNS")?;
+            for (Raw(to), Raw(from)) in to.iter().zip(from.iter()) {
+                for (backend, (to, from)) in (first..).zip(to.iter().zip(from)) {
+                    counted.traffic.entry(backend).or_default().add(to, from);
                 }
             }
             for Raw(row) in self.events.get(&chunk, 0).context("read EVENTS")?.iter() {

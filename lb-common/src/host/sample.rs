@@ -339,8 +339,6 @@ fn add_service(tables: &mut HostTables, purpose: Purpose, family: Family) {
             port: purpose.port().to_be_bytes(),
             state: BackendState::Forward as u8,
             forwarding: purpose.forwarding() as u8,
-            vip: service_key(purpose, family),
-            reserved: 0,
         });
         assert_eq!(added, index, "the backends are added in the order of their indices");
         members.push(Member {

@@ -4,6 +4,7 @@ use super::{Tuple, record_of, seen_address};
 use crate::{
     abi::{Backend, FlowRecord, Settings},
     flow::{self, Entry, Found, GROUP, State, Words},
+    service,
     steer::Turn,
     tables::Tables,
 };
@@ -142,7 +143,8 @@ impl Turn {
         if is_return {
             let is_of = |record: &FlowRecord| sent.is_of_return(record, tables);
             let record = record_of(tables, word, self.hash, is_of)?;
-            let hash = Tuple::of_client(&record, &backend.vip).hash(family, settings);
+            let vip = service::of_backend(tables, backend)?;
+            let hash = Tuple::of_client(&record, &vip).hash(family, settings);
             Some(Half { record, hash })
         } else {
             let is_of = |record: &FlowRecord| sent.is_of_client(record);

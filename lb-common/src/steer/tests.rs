@@ -3,8 +3,8 @@ use std::{collections::BTreeSet, vec::Vec};
 
 use super::*;
 use crate::{
-    abi::{FlowRecord, Service, Traffic},
-    counters::Event,
+    abi::{FlowRecord, Service},
+    counters::{Event, Traffic},
     flow::State,
     frame::HostFrame,
     host::{
@@ -325,10 +325,7 @@ fn what_is_no_service_is_the_kernels() {
     tables.services[usize::from(sample::service(L2, V4))].listed = false;
     assert!(matches!(send(&tables, &client(1), 0), Said::To(_)));
     assert_eq!(send(&tables, &client(2).with_flags(SYN), 0), Said::Leave(Reason::NotService));
-    // Removed, its backends first: its flows are nobody's, and its address is no VIP.
-    for number in 0..BACKENDS {
-        tables.backends[usize::from(backend(number))] = Backend::default();
-    }
+    // Removed: its flows are nobody's, and its address is no VIP, whether or not its backends are there.
     tables.services[usize::from(sample::service(L2, V4))].service = Service::default();
     assert_eq!(send(&tables, &client(1), 0), Said::Leave(Reason::NotVip));
 }

@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 
 use anyhow::Result;
 use lb_common::{
-    abi::{EvictionCounts, FORWARDED, HandshakeTimes, Traffic, capacity::COUNTERS_PER_CHUNK},
-    counters::{EVENTS, Event},
+    abi::{EvictionCounts, FORWARDED, HandshakeTimes, capacity::COUNTERS_PER_CHUNK},
+    counters::{EVENTS, Event, Traffic},
     reason::Reason,
 };
 
@@ -57,8 +57,9 @@ impl Maps {
         let number = |index: &u16| usize::from(*index) / COUNTERS_PER_CHUNK;
         let mut packets = 0;
         for chunk in indices.chunk_by(|a, b| number(a) == number(b)) {
-            for row in self.traffic(number(&chunk[0]) as u32)? {
-                let of = |index: &u16| row[usize::from(*index) % COUNTERS_PER_CHUNK].forwarded();
+            let place = number(&chunk[0]) as u32;
+            for row in self.traffic(place)?.iter().chain(&self.returns(place)?) {
+                let of = |index: &u16| row[usize::from(*index) % COUNTERS_PER_CHUNK].packets;
                 packets += chunk.iter().map(of).sum::<u64>();
             }
         }
@@ -67,12 +68,9 @@ impl Maps {
 
     fn chunk(&self, number: u32) -> Result<[BackendCounters; COUNTERS_PER_CHUNK]> {
         let mut sums = [BackendCounters::default(); COUNTERS_PER_CHUNK];
-        for row in self.traffic(number)? {
-            for (sum, traffic) in sums.iter_mut().zip(row) {
-                sum.traffic.packets += traffic.packets;
-                sum.traffic.bytes += traffic.bytes;
-                sum.traffic.return_packets += traffic.return_packets;
-                sum.traffic.return_bytes += traffic.return_bytes;
+        for (to, from) in self.traffic(number)?.iter().zip(&self.returns(number)?) {
+            for (sum, (to, from)) in sums.iter_mut().zip(to.iter().zip(from)) {
+                sum.traffic.add(to, from);
             }
         }
         for row in self.events(number)? {

@@ -18,8 +18,8 @@ use aya::{
 };
 use lb_common::{
     abi::{
-        self, Backend, Egress, EventsChunk, EvictionCounts, FlowRecord, Globals, Interfaces,
-        NatHop, ProbeLine, ReasonCounts, Service, ServiceKey, Settings, SlotLine, TrafficChunk,
+        self, Backend, CarriedChunk, Egress, EventsChunk, EvictionCounts, FlowRecord, Globals,
+        Interfaces, NatHop, ProbeLine, ReasonCounts, Service, ServiceKey, Settings, SlotLine,
         VipFilter, map,
     },
     address::Address,
@@ -62,7 +62,8 @@ pub struct Maps {
     slots_data: MapData,
     backends: Table<Backend>,
     egresses: Table<Egress>,
-    traffic: PerCpu<TrafficChunk>,
+    traffic: PerCpu<CarriedChunk>,
+    returns: PerCpu<CarriedChunk>,
     events: PerCpu<EventsChunk>,
     reasons: PerCpu<ReasonCounts>,
     evictions: PerCpu<EvictionCounts>,
@@ -109,6 +110,7 @@ impl Maps {
             backends: open!(map::BACKENDS),
             egresses: open!(map::EGRESSES),
             traffic: open!(map::TRAFFIC),
+            returns: open!(map::RETURNS),
             events: open!(map::EVENTS),
             reasons: open!(map::REASONS),
             evictions: open!(map::EVICTIONS),
@@ -352,9 +354,14 @@ impl Maps {
         Ok(self.traffic.map().info().context("ask for a map's id")?.id())
     }
 
-    /// Traffic of the backends of one chunk, a row for each CPU.
-    pub(super) fn traffic(&self, chunk: u32) -> Result<Vec<TrafficChunk>> {
+    /// Traffic to the backends of one chunk, a row for each CPU.
+    pub(super) fn traffic(&self, chunk: u32) -> Result<Vec<CarriedChunk>> {
         rows(&self.traffic, chunk).context("read TRAFFIC")
+    }
+
+    /// Traffic from them.
+    pub(super) fn returns(&self, chunk: u32) -> Result<Vec<CarriedChunk>> {
+        rows(&self.returns, chunk).context("read RETURNS")
     }
 
     /// Events of the backends of one chunk, a row for each CPU.
@@ -377,6 +384,7 @@ impl Maps {
             Ok(())
         }
         cleared(&mut self.traffic, chunk, places).context("write TRAFFIC")?;
+        cleared(&mut self.returns, chunk, places).context("write RETURNS")?;
         cleared(&mut self.events, chunk, places).context("write EVENTS")
     }
 

@@ -136,8 +136,11 @@ fn flow_of<T: Tables>(
     let Found { index, entry } = found;
     let tick = flow::tick_of(settings, now);
     let backend = tables.backend(entry.backend());
-    let is_ours = backend.is_none_or(|backend| service::is_for(tuple, &backend.vip))
-        || entry.is_return() && backend.is_some_and(|backend| nat::is_from(tuple, backend));
+    let is_ours = backend.is_some_and(|backend| {
+        service::of_backend(tables, backend).is_some_and(|vip| {
+            service::is_for(tuple, &vip) || entry.is_return() && nat::is_from(tuple, backend)
+        })
+    });
     let state = backend.map_or(BackendState::Absent, |b| BackendState::from_number(b.state));
     let standing = match state {
         BackendState::Absent => Standing::BackendAbsent,

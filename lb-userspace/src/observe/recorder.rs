@@ -5,7 +5,7 @@ use std::{
     time::{Instant, SystemTime, UNIX_EPOCH},
 };
 
-use lb_common::{abi::Traffic, forward::Forwarding};
+use lb_common::{counters::Traffic, forward::Forwarding};
 
 use super::State;
 use crate::{

@@ -271,8 +271,6 @@ impl Planner {
             port: backend.port,
             state: backend.state as u8,
             forwarding: wanted.forwarding as u8,
-            vip: wanted.key,
-            reserved: 0,
         };
         if before != Some(record) || self.image.orphans.contains(&index) {
             let stage = match backend.state {

@@ -1,7 +1,7 @@
 //! States of both entries over a connection's life, and what is counted meanwhile.
 
 use super::*;
-use crate::abi::Traffic;
+use crate::counters::Traffic;
 
 /// What happens next.
 #[derive(Clone, Copy, Debug)]

@@ -22,8 +22,8 @@ use anyhow::{Context as _, Result};
 use aya::maps::{Map, MapData, PerCpuArray};
 use lb_common::{
     abi::{
-        ABI_VERSION, Backend, EventsChunk, EvictionCounts, ReasonCounts, Service, Settings,
-        TrafficChunk, capacity, capacity::COUNTERS_PER_CHUNK, map,
+        ABI_VERSION, Backend, CarriedChunk, EventsChunk, EvictionCounts, ReasonCounts, Service,
+        Settings, capacity, capacity::COUNTERS_PER_CHUNK, map,
     },
     address::Address,
     flow::GROUP,
@@ -196,8 +196,10 @@ fn copy_counters(old: &Pins, new: &Pins, known: &Known, backends: &[u16]) -> Res
     let mut chunks: Vec<u32> =
         backends.iter().map(|index| u32::from(*index) / COUNTERS_PER_CHUNK as u32).collect();
     chunks.dedup();
-    if !known.shared.contains(&map::TRAFFIC) {
-        copy::<TrafficChunk>(old, new, map::TRAFFIC, &chunks)?;
+    for name in [map::TRAFFIC, map::RETURNS] {
+        if !known.shared.contains(&name) {
+            copy::<CarriedChunk>(old, new, name, &chunks)?;
+        }
     }
     if !known.shared.contains(&map::EVENTS) {
         copy::<EventsChunk>(old, new, map::EVENTS, &chunks)?;

@@ -216,6 +216,7 @@ impl Stage {
             .map_max_entries(map::FLOW_RECORDS, entries)
             // What has no counter is not counted; each takes memory for each CPU.
             .map_max_entries(map::TRAFFIC, 1)
+            .map_max_entries(map::RETURNS, 1)
             .map_max_entries(map::EVENTS, 1)
             .load(object)
             .map_err(diagnose::load_error)?;
